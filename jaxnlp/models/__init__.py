@@ -1,0 +1,1 @@
+"""Bodies (gpt) and what is put on top of any of them (heads)."""

@@ -1,0 +1,176 @@
+"""GPT-2 (Radford et al., 2019): a Transformer decoder whose blocks norm first, with learned positions and a tied output.
+
+    x_0 = Drop(tokens[input_ids] + positions[position_ids])
+    x_l = Block(x_{l-1}),  l = 1 … L                             causal, pre-norm, tanh GELU
+    h   = Norm(x_L),  logits = h tokens'
+
+Weights are drawn from N(0, 0.02²), those of the projections that write to the residual stream from
+N(0, 0.02² / 2L) (section 2.3). Dropout sits on the embeddings, the attention weights and what each sublayer adds.
+
+Letters: B batch, T length, S slots of the cache, D width, H heads, K head width, L layers, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Int
+
+from jaxnlp.models.heads import Classification, Heads, Unembedding
+from jaxnlp.nn.attention import Mask
+from jaxnlp.nn.blocks import Block, LayerNorm, Stack
+from jaxnlp.nn.embeddings import Embeddings
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes and rates; the defaults are GPT-2's."""
+
+    vocab_size: int = 50257  # token ids are below this; the table is padded to a multiple of 128
+    n_positions: int = 1024
+    n_layers: int = 12
+    d_model: int = 768
+    n_heads: int = 12
+    d_head: int = 64  # the product with n_heads need not be d_model
+    d_ff: int = 3072
+    dropout: float = 0.1  # on the embeddings and on what each sublayer adds
+    attention_dropout: float = 0.1  # on the attention weights
+    epsilon: float = 1e-5  # of the layer norms
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of products and activations; parameters are float32
+    scan: bool = False  # compile one block for all layers: for deep models and pods
+    remat: Literal["none", "dots", "full"] = "none"  # recompute in the backward pass: nothing, all but products, all
+
+    def __post_init__(self):
+        for name in ("vocab_size", "n_positions", "n_layers", "d_model", "n_heads", "d_head", "d_ff"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)}; allowed: 1 and more")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)}; allowed: 0 <= {name} < 1")
+
+
+def sized(n_layers: int, d_model: int, n_heads: int, **fields: Any) -> Config:
+    """A Config with GPT-2's proportions: d_head = d_model / n_heads, d_ff = 4 d_model."""
+    if d_model % n_heads:
+        allowed = ", ".join(str(n) for n in range(1, d_model + 1) if d_model % n == 0)
+        raise ValueError(f"model.n_heads={n_heads} does not divide model.d_model={d_model}; allowed: {allowed}")
+    return Config(
+        n_layers=n_layers, d_model=d_model, n_heads=n_heads, d_head=d_model // n_heads, d_ff=4 * d_model, **fields
+    )
+
+
+VARIANTS = {
+    "gpt2": Config(),
+    "gpt2-medium": sized(24, 1024, 16),
+    "gpt2-large": sized(36, 1280, 20),
+    "gpt2-xl": sized(48, 1600, 25),
+    # nanoGPT's CPU settings for characters: no dropout
+    "char": sized(4, 128, 4, vocab_size=67, n_positions=64, dropout=0.0, attention_dropout=0.0),
+    # learns English in minutes on two cores
+    "quickstart": sized(4, 192, 6, vocab_size=4096, n_positions=256, dropout=0.0, attention_dropout=0.0),
+}
+
+
+class GPT(nn.Module):
+    """The decoder with the heads put on it. Used through `init` and `apply` alone; parameters are a plain nested dict.
+
+    Returns a dict with
+        last_hidden_state   [B, T, D]
+        logits              [B, T, vocab_size], or the [B, n_labels] of a classification head
+        unembedding         instead of a language model's logits, where `logits=False`: what a blocked loss needs
+        cache               the new one, where one was given
+    and, with `mutable="intermediates"`, each block's input and attention weights.
+
+    `attention_mask` [B, T] is 1 on real tokens and 0 on padding (left or right); `segment_ids` [B, T] keeps packed
+    documents apart (0 is padding). Positions are 0 … T - 1 where not given; with a cache they count real tokens.
+    """
+
+    config: Config
+    heads: tuple[Classification, ...] = ()  # none: the language model
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "#B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: dict[str, Any] | None = None,
+        *,
+        deterministic: bool = True,
+        logits: bool = True,
+    ) -> dict[str, Any]:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        T = input_ids.shape[1]
+        if segment_ids is None:
+            segment_ids = attention_mask
+        if cache is not None:
+            cache, mask, position_ids = _advance(cache, input_ids, attention_mask)
+        else:
+            if T > c.n_positions:
+                raise ValueError(f"input_ids has length {T}; allowed: at most model.n_positions={c.n_positions}")
+            mask = Mask(causal=True, segment_ids=segment_ids)
+            position_ids = jnp.arange(T)[None] if position_ids is None else position_ids
+
+        embed = Embeddings(
+            c.vocab_size, c.n_positions, c.d_model, c.dropout, dtype, deterministic=deterministic, name="embed"
+        )
+        block = functools.partial(
+            Block,
+            n_heads=c.n_heads,
+            d_head=c.d_head,
+            d_ff=c.d_ff,
+            activation="gelu_tanh",
+            norm_first=True,
+            epsilon=c.epsilon,
+            dropout=c.dropout,
+            attention_dropout=c.attention_dropout,
+            kernel_init=nn.initializers.normal(0.02),
+            out_init=nn.initializers.normal(0.02 / (2 * c.n_layers) ** 0.5),
+            dtype=dtype,
+            deterministic=deterministic,
+        )
+        layers = None if cache is None else cache["layers"]
+        x, layers = Stack(block, c.n_layers, c.scan, c.remat, name="blocks")(embed(input_ids, position_ids), mask, layers)
+        hidden = LayerNorm(c.epsilon, dtype, name="norm")(x)
+
+        outputs = {"last_hidden_state": hidden}
+        if cache is not None:
+            outputs["cache"] = {**cache, "layers": layers}
+        if self.heads:
+            return outputs | Heads(self.heads, name="heads")(hidden, attention_mask)
+        unembedding = Unembedding(hidden, embed.tokens, None, c.vocab_size)
+        return outputs | ({"logits": unembedding.logits()} if logits else {"unembedding": unembedding})
+
+    def init_cache(self, batch: int, length: int, dtype: Any = None) -> dict[str, Any]:
+        """An empty cache of `length` slots: {"layers": keys and values [B, H, S, K] of each, "segment_ids" [B, S], "index"}.
+
+        Each `apply` writes its T tokens at slots index … index + T - 1; a segment id of 0 marks a slot of padding.
+        """
+        c = self.config
+        if length > c.n_positions:
+            raise ValueError(f"a cache of {length} slots; allowed: at most model.n_positions={c.n_positions}")
+        shape = (batch, c.n_heads, length, c.d_head)
+        layer = lambda *lead: {name: jnp.zeros((*lead, *shape), dtype or c.dtype) for name in ("keys", "values")}  # noqa: E731
+        return {
+            "layers": layer(c.n_layers) if c.scan else tuple(layer() for _ in range(c.n_layers)),
+            "segment_ids": jnp.zeros((batch, length), jnp.int32),
+            "index": jnp.zeros((), jnp.int32),
+        }
+
+
+def _advance(
+    cache: dict[str, Any], input_ids: Int[Array, "B T"], attention_mask: Int[Array, "B T"] | None
+) -> tuple[dict[str, Any], Mask, Int[Array, "B T"]]:
+    """The cache's book-keeping for T more tokens: (cache, mask, position_ids)."""
+    new = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
+    before = cache["segment_ids"].sum(1, keepdims=True)
+    position_ids = jnp.maximum(before + jnp.cumsum(new, 1) - 1, 0)
+    index = cache["index"]
+    segment_ids = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids"], new, index, axis=1)
+    cache = {**cache, "segment_ids": segment_ids, "index": index + input_ids.shape[1]}
+    return cache, Mask(causal=True, segment_ids=segment_ids, offset=index), position_ids

@@ -1,0 +1,248 @@
+"""The one block of BERT, GPT and both halves of the Transformer, and the stack of them.
+
+    norm_first = False   h = Norm(x + Drop(Attention(x))),    y = Norm(h + Drop(MLP(h)))     Vaswani et al., 2017, section 3.1
+    norm_first = True    h = x + Drop(Attention(Norm(x))),    y = h + Drop(MLP(Norm(h)))     Radford et al., 2019, section 2.3
+
+    Attention(x) = concat_h(softmax(q_h k_h' / sqrt(K)) v_h) W_o                             Vaswani et al., 2017, eq. 1
+    MLP(x)       = act(x W_1 + b_1) W_2 + b_2                                                ibid., eq. 2
+
+Letters: B batch, T length, S slots of the cache, D width, H heads, K head width, F feed-forward width, L layers.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from jaxnlp.nn.attention import Mask, attention, attention_weights
+
+Initializer = Callable[..., Array]
+Cache = Mapping[str, Array]  # one layer's {"keys", "values"}, both [B, H, S, K]
+
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),  # erf: BERT
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # GPT-2
+    "relu": nn.relu,  # the original Transformer
+}
+
+
+class LayerNorm(nn.Module):
+    """y = (x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias over the last axis (Ba et al., 2016), in float32."""
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return layer_norm(x.astype(jnp.float32), scale, bias, self.epsilon).astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, " D"], bias: Float[Array, " D"], epsilon: float
+) -> Float[Array, "*B D"]:
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon):
+    mean = x.mean(-1, keepdims=True)
+    rstd = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + epsilon)
+    normal = (x - mean) * rstd
+    return normal * _last(scale, x) + _last(bias, x), (x, mean, rstd, scale)
+
+
+def _layer_norm_backward(epsilon, saved, dy):
+    # Its own rule, since automatic differentiation keeps and reads several more arrays of x's size.
+    x, mean, rstd, scale = saved
+    normal = (x - mean) * rstd
+    dnormal = dy * _last(scale, x)
+    centre = dnormal.mean(-1, keepdims=True)
+    slope = (dnormal * normal).mean(-1, keepdims=True)
+    rows = tuple(range(x.ndim - 1))
+    return rstd * (dnormal - centre - normal * slope), (dy * normal).sum(rows), dy.sum(rows)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def _last(vector: Float[Array, " D"], like: Float[Array, "*B D"]) -> Float[Array, "*ones D"]:
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+class Projection(nn.Module):
+    """y = x W + b, where the last `n_in` axes of x and the first of W are summed over and `shape` are the axes of y.
+
+    The kernel keeps heads and head width as axes of their own, so that a rule can shard the heads.
+    """
+
+    shape: tuple[int, ...]
+    n_in: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        inputs = x.shape[-self.n_in :]
+        kernel = self.param("kernel", self._init, inputs + self.shape).astype(self.dtype)
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel, ((tuple(range(x.ndim - self.n_in, x.ndim)), tuple(range(self.n_in))), ((), ())))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, self.shape).astype(self.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+        return y
+
+    def _init(self, rng, shape):
+        fan_in, fan_out = math.prod(shape[: self.n_in]), math.prod(shape[self.n_in :])
+        return self.kernel_init(rng, (fan_in, fan_out)).reshape(shape)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of x on itself, or, with `cache`, of x on everything the cache holds and x."""
+
+    n_heads: int
+    d_head: int
+    dropout: float
+    kernel_init: Initializer
+    out_init: Initializer
+    dtype: Any
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Mask, cache: Cache | None = None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        project = functools.partial(Projection, dtype=self.dtype)
+        qkv = project((3, self.n_heads, self.d_head), kernel_init=self.kernel_init, name="qkv")(x)
+        q, k, v = jnp.einsum("btchk->cbhtk", qkv)
+        if cache is not None:
+            k, v = (_write(cache[name], new, mask.offset) for name, new in (("keys", k), ("values", v)))
+            cache = {"keys": k, "values": v}
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "attentions", attention_weights(q, k, mask))
+        drop = 0.0 if self.deterministic else self.dropout
+        context = attention(q, k, v, mask, dropout_rate=drop, dropout_rng=self.make_rng("dropout") if drop else None)
+        out = project((x.shape[-1],), n_in=2, kernel_init=self.out_init, name="out")
+        return out(jnp.einsum("bhtk->bthk", context)), cache
+
+
+def _write(slots: Float[Array, "B H S K"], new: Float[Array, "B H T K"], offset) -> Float[Array, "B H S K"]:
+    return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), offset, axis=2)
+
+
+class MLP(nn.Module):
+    """y = act(x W_1 + b_1) W_2 + b_2."""
+
+    d_ff: int
+    activation: str
+    kernel_init: Initializer
+    out_init: Initializer
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        hidden = Projection((self.d_ff,), kernel_init=self.kernel_init, dtype=self.dtype, name="in")(x)
+        out = Projection((x.shape[-1],), kernel_init=self.out_init, dtype=self.dtype, name="out")
+        return out(ACTIVATIONS[self.activation](hidden))
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, each with a residual and a norm: the equations at the head of this file."""
+
+    n_heads: int
+    d_head: int
+    d_ff: int
+    activation: Literal["gelu", "gelu_tanh", "relu"]
+    norm_first: bool
+    epsilon: float  # of the norms
+    dropout: float  # on what each sublayer adds
+    attention_dropout: float  # on the attention weights
+    kernel_init: Initializer
+    out_init: Initializer  # of the two projections that write to the residual stream
+    dtype: Any = jnp.float32
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Mask, cache: Cache | None = None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        common = {"kernel_init": self.kernel_init, "out_init": self.out_init, "dtype": self.dtype}
+        attend = SelfAttention(
+            self.n_heads, self.d_head, self.attention_dropout, deterministic=self.deterministic, name="attention", **common
+        )
+        mlp = MLP(self.d_ff, self.activation, name="mlp", **common)
+        norm_1, norm_2 = (LayerNorm(self.epsilon, self.dtype, name=f"norm_{i}") for i in (1, 2))
+        drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+        self.sow("intermediates", "hidden_states", x)
+
+        added, cache = attend(norm_1(x) if self.norm_first else x, mask, cache)
+        h = x + drop(added)
+        h = h if self.norm_first else norm_1(h)
+        y = h + drop(mlp(norm_2(h) if self.norm_first else h))
+        return (y if self.norm_first else norm_2(y)), cache
+
+
+REMAT = {  # what the backward pass recomputes -> what the forward pass keeps
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Stack(nn.Module):
+    """n_layers blocks, one after another: unrolled as "0", "1", …, or scanned as "layers" with a leading axis L.
+
+    Scanning compiles one block whatever the depth; unrolling runs faster on small models. The cache follows the form:
+    a tuple of L layers' caches, or one with a leading axis L.
+    """
+
+    block: Callable[..., Block]
+    n_layers: int
+    scan: bool = False
+    remat: Literal["none", "dots", "full"] = "none"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], mask: Mask, cache: Any = None) -> tuple[Float[Array, "B T D"], Any]:
+        body = self.block
+        if self.remat != "none":
+            body = _lift(nn.remat, body, policy=REMAT[self.remat], prevent_cse=not self.scan)
+        if self.scan:
+            layers = _lift(
+                nn.scan,
+                body,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, 0),
+                length=self.n_layers,
+            )
+            return layers(name="layers")(x, mask, cache)
+        caches = []
+        for i in range(self.n_layers):
+            x, new = body(name=str(i))(x, mask, None if cache is None else cache[i])
+            caches.append(new)
+        return x, None if cache is None else tuple(caches)
+
+
+def _lift(transform, block: functools.partial, **options) -> functools.partial:
+    """The transform of the class inside the partial; its fields stay as they are."""
+    return functools.partial(transform(block.func, **options), *block.args, **block.keywords)
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of unrolled blocks ("blocks"/"0", "1", …) as those of scanned ones ("blocks"/"layers", leading axis L)."""
+    blocks = params["blocks"]
+    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[str(i)] for i in range(len(blocks))))
+    return {**params, "blocks": {"layers": layers}}
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `stack_layers`."""
+    layers = params["blocks"]["layers"]
+    n_layers = len(jax.tree.leaves(layers)[0])
+    return {**params, "blocks": {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(n_layers)}}

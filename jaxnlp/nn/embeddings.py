@@ -1,0 +1,41 @@
+"""Token and position tables.
+
+    x_t = tokens[id_t] + positions[p_t]          GPT: Radford et al., 2018, eq. 2
+
+Letters: B batch, T length, D width, V vocabulary rounded up to a multiple of 128.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+LANES = 128  # of a TPU's vector unit: a table of a multiple of this many rows shards and multiplies without a remainder
+
+
+def padded(vocab_size: int) -> int:
+    """Rows of a vocabulary table: vocab_size rounded up to a multiple of 128."""
+    return -(-vocab_size // LANES) * LANES
+
+
+class Embeddings(nn.Module):
+    """Sum of the token's and the position's row, then dropout. `tokens` has padded(vocab_size) rows."""
+
+    vocab_size: int
+    n_positions: int
+    d_model: int
+    dropout: float
+    dtype: Any = jnp.float32
+    deterministic: bool = True
+
+    def setup(self):
+        normal = nn.initializers.normal(0.02)
+        self.tokens = self.param("tokens", normal, (padded(self.vocab_size), self.d_model))
+        self.positions = self.param("positions", normal, (self.n_positions, self.d_model))
+        self.drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+
+    def __call__(self, input_ids: Int[Array, "B T"], position_ids: Int[Array, "#B T"]) -> Float[Array, "B T D"]:
+        # The rows of a batch sit at the same positions as a rule: then one row is looked up and broadcast.
+        x = jnp.take(self.tokens, input_ids, axis=0) + jnp.take(self.positions, position_ids, axis=0)
+        return self.drop(x.astype(self.dtype))
