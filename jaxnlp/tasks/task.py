@@ -1,0 +1,74 @@
+"""What a task is, and what it may show.
+
+A task is a frozen dataclass of plain values. Everything that it measures is a pair (sum, weight): summed over rows,
+devices and steps, and divided once.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxnlp.data.batches import Batches
+from jaxnlp.data.cache import Cache
+from jaxnlp.data.tokenizers import Tokenizer
+
+Record = dict[str, np.ndarray]  # one example's features: integer arrays, "input_ids" among them
+Batch = Mapping[str, Array]
+Apply = Callable[..., dict[str, Any]]  # model.apply with parameters, rngs and `deterministic` already given
+Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]  # name -> (sum, weight); "loss" is what training lowers
+
+
+class Task(Protocol):
+    """What the training loop asks of a task."""
+
+    @property
+    def heads(self) -> tuple[Any, ...]:
+        """What the task puts on the body (models/heads.py); nothing for a language model."""
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The fields that `encode` depends on: part of the tokenised cache's name."""
+
+    def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
+        """Examples as features, batched since tokenizers work on many texts at once."""
+
+    def texts(self, example: Mapping[str, Any]) -> Sequence[str]:
+        """The example's texts, on which a tokenizer is trained."""
+
+    def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> Batches:
+        """Batches as a function of the step; `seed=None` is one pass in order, for evaluation."""
+
+    def sums(self, apply: Apply, batch: Batch) -> Sums:
+        """Everything measured on the batch, "loss" first."""
+
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        """The means of `sums` under the names of metrics.jsonl, with what follows from them (perplexity)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows under named columns."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Texts: (prompt or source, what the model made of it)."""
+
+    title: str
+    texts: tuple[tuple[str, str], ...]
+
+
+def require(example: Mapping[str, Any], feature: str, field: str) -> Any:
+    """The example's feature, or an error that names the task's field and the features that there are."""
+    if feature not in example:
+        raise ValueError(f"task.{field}={feature!r} is no feature of the data; allowed: {', '.join(sorted(example))}")
+    return example[feature]
+
+

@@ -1,0 +1,119 @@
+"""AdamW (Loshchilov and Hutter, 2019) on a warmed-up schedule, clipped, with decay on matrices only: all of it optax.
+
+    lr(t) = lr (t + 1) / (W + 1)                                              t < W = warmup * steps
+    lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (steps - W))) / 2)      t >= W
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any  # a nested dict of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """AdamW's numbers; the defaults are GPT-3's (Brown et al., 2020, appendix B) but for the rate, which is a choice."""
+
+    lr: float = 6e-4  # the peak
+    warmup: float = 0.02  # fraction of the steps
+    decay: Literal["cosine", "linear", "constant"] = "cosine"  # from the peak to end * lr
+    end: float = 0.1  # of the peak
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1  # on matrices and tables, not on biases and norms
+    clip: float | None = 1.0  # largest global norm of the gradient
+    freeze: str | None = None  # regex of parameter paths that stay as they are, such as "embed/.*"
+    layer_decay: float | None = None  # lr of a layer = lr * layer_decay ** (layers above it) (Clark et al., 2020)
+
+    def __post_init__(self):
+        for name, low, high in (("warmup", 0, 1), ("end", 0, 1), ("b1", 0, 1), ("b2", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"optim.{name}={getattr(self, name)}; allowed: {low} to {high}")
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr={self.lr}; allowed: more than 0")
+
+
+def schedule(optim: Optim, steps: int) -> optax.Schedule:
+    """The learning rate at a step, 0 … steps - 1."""
+    warmup = round(optim.warmup * steps)
+    rest = max(steps - warmup, 1)
+    after = {
+        "cosine": optax.cosine_decay_schedule(optim.lr, rest, alpha=optim.end),
+        "linear": optax.linear_schedule(optim.lr, optim.lr * optim.end, rest),
+        "constant": optax.constant_schedule(optim.lr),
+    }[optim.decay]
+    up = optax.linear_schedule(optim.lr / (warmup + 1), optim.lr, max(warmup, 1))
+    return optax.join_schedules([up, after], [warmup])
+
+
+def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
+    """The transformation of a gradient, averaged over the batch, into an update; frozen paths have no state."""
+    adamw = optax.adamw(
+        schedule(optim, steps), b1=optim.b1, b2=optim.b2, eps=optim.epsilon, weight_decay=optim.weight_decay, mask=decayed
+    )
+    chain = [adamw] if optim.clip is None else [optax.clip_by_global_norm(optim.clip), adamw]
+    if optim.layer_decay is not None:
+        chain.append(_scale_layers(optim.layer_decay))
+    if optim.freeze is None:
+        return optax.chain(*chain)
+    labels = lambda params: by_path(lambda path, _: "frozen" if frozen(optim, path) else "trained", params)  # noqa: E731
+    return optax.multi_transform({"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, labels)
+
+
+def decayed(params: Params) -> Params:
+    """True where weight decay applies: on everything but biases and the norms' scales."""
+    return by_path(lambda path, _: not path.endswith(("/bias", "/scale")), params)
+
+
+def frozen(optim: Optim, path: str) -> bool:
+    return optim.freeze is not None and re.fullmatch(optim.freeze, path) is not None
+
+
+def stop_frozen(optim: Optim, params: Params) -> Params:
+    """The same parameters, with no gradient into the frozen ones: the compiler then leaves its computation out."""
+    if optim.freeze is None:
+        return params
+    if not any(frozen(optim, path) for path in paths(params)):
+        raise ValueError(f"optim.freeze={optim.freeze!r} matches no parameter; there are {', '.join(paths(params))}")
+    return by_path(lambda path, p: jax.lax.stop_gradient(p) if frozen(optim, path) else p, params)
+
+
+def paths(params: Params) -> list[str]:
+    """Every parameter's path, such as "blocks/0/attention/qkv/kernel"."""
+    return jax.tree.leaves(by_path(lambda path, _: path, params))
+
+
+def by_path(function: Callable[[str, Any], Any], tree: Params) -> Params:
+    """The tree with function(path, leaf) at each leaf."""
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: function("/".join(k.key for k in keys), leaf), tree)
+
+
+def _scale_layers(rate: float) -> optax.GradientTransformation:
+    """Updates times rate ** (layers above): 0 above the heads, 1 above the last block, …, the embeddings lowest."""
+
+    def scale(updates: Params) -> Params:
+        blocks = updates["blocks"]
+        n_layers = len(jax.tree.leaves(blocks["layers"])[0]) if "layers" in blocks else len(blocks)
+
+        def scaled(path: str, update: jax.Array) -> jax.Array:
+            room, _, rest = path.partition("/")
+            if room in ("heads", "norm"):
+                return update
+            if room == "embed":
+                return update * rate ** (n_layers + 1)
+            layer = rest.partition("/")[0]
+            if layer == "layers":
+                above = n_layers - jnp.arange(n_layers).reshape(-1, *(1,) * (update.ndim - 1))
+                return update * (rate**above).astype(update.dtype)
+            return update * rate ** (n_layers - int(layer))
+
+        return by_path(scaled, updates)
+
+    return optax.stateless(lambda updates, params: scale(updates))

@@ -1,0 +1,112 @@
+"""The one step: train_step(state, batch) -> (state, sums), a pure function, and its counterpart for evaluation.
+
+    g = grad(sum of losses) / sum of weights         summed over microbatches first, divided once
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Int
+
+from jaxnlp.tasks.task import Batch, Sums, Task
+from jaxnlp.training.optim import Optim, Params, stop_frozen
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run carries from step to step, and all that a checkpoint holds."""
+
+    step: Int[Array, ""]  # steps done
+    params: Params
+    opt_state: optax.OptState
+    ema: Params | None  # moving average of the parameters, where one is asked for
+    sums: Sums  # measured since the last line of metrics.jsonl, so that a resumed run writes the same lines
+    bad_step: Int[Array, ""]  # the first step whose loss was not finite, or -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What the step depends on besides state and batch."""
+
+    model: nn.Module
+    task: Task
+    optim: Optim
+    optimizer: optax.GradientTransformation
+    seed: int = 0
+    accumulate: int = 1  # microbatches to a step
+    ema: float | None = None  # decay of the moving average
+
+    def init(self, params: Params, batch: Batch) -> TrainState:
+        """The state before the first step; `batch` may be abstract and gives the names that the task measures."""
+        measured = jax.eval_shape(lambda p, b: self._sums(p, b, jax.random.key(0)), params, batch)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=self.optimizer.init(params),
+            ema=None if self.ema is None else jax.tree.map(jnp.copy, params),
+            sums=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), measured),
+            bad_step=jnp.full((), -1, jnp.int32),
+        )
+
+    def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        """One update, and what was measured on the batch before it."""
+        rng = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        gradient, sums = self._gradient(state.params, batch, rng)
+        loss, weight = sums["loss"]
+        gradient = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), gradient)
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=state.ema and optax.incremental_update(params, state.ema, 1 - self.ema),
+            sums=jax.tree.map(jnp.add, state.sums, sums),
+            bad_step=jnp.where(bad, state.step + 1, state.bad_step),
+        )
+        return state, sums
+
+    def train_steps(self, state: TrainState, batches: Batch) -> tuple[TrainState, Sums]:
+        """One update for each batch along the leading axis, in one compiled loop; the last one's sums."""
+        state, sums = jax.lax.scan(self.train_step, state, batches)
+        return state, jax.tree.map(lambda x: x[-1], sums)
+
+    def eval_step(self, params: Params, batch: Batch) -> Sums:
+        """What the task measures, without dropout."""
+        return self._sums(params, batch, None)
+
+    def _gradient(self, params: Params, batch: Batch, rng: Array) -> tuple[Params, Sums]:
+        def loss(params: Params, batch: Batch, rng: Array) -> tuple[Array, Sums]:
+            sums = self._sums(stop_frozen(self.optim, params), batch, rng)
+            return sums["loss"][0], sums
+
+        gradient = jax.grad(loss, has_aux=True)
+        if self.accumulate == 1:
+            return gradient(params, batch, rng)
+
+        def add(total, micro):
+            batch, i = micro
+            return jax.tree.map(jnp.add, total, gradient(params, batch, jax.random.fold_in(rng, i))), None
+
+        micro = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), batch)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), rng)
+        )
+        return jax.lax.scan(add, zeros, (micro, jnp.arange(self.accumulate)))[0]
+
+    def _sums(self, params: Params, batch: Batch, rng: Array | None) -> Sums:
+        apply: Callable[..., dict[str, Any]] = functools.partial(
+            self.model.apply,
+            {"params": params},
+            deterministic=rng is None,
+            rngs=None if rng is None else {"dropout": rng},
+        )
+        return self.task.sums(apply, batch)
