@@ -1,0 +1,39 @@
+"""Neural language models from the recurrent network to GPT-3, as pure functions in JAX.
+
+    run = jaxnlp.load("runs/quickstart")
+    run.apply({"input_ids": ids}), run.generate(["Once upon"]), run.predict(["…"])
+    run = jaxnlp.train(experiment, workdir="runs/mine");  jaxnlp.evaluate(run)
+
+The names are handed on when first used, so that `import jaxnlp` touches no device.
+"""
+
+import ctypes
+import importlib
+import os
+import sys
+
+_PUBLIC = {"Run": "run", "load": "run", "train": "run", "evaluate": "run"}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'jaxnlp' has no attribute {name!r}; there are {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"jaxnlp.{_PUBLIC[name]}"), name)
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory: else a CPU step's temporaries go back to the system and fault in again each step.
+
+    Whoever sets one of glibc's own MALLOC_ variables, or preloads another allocator, has settled it himself.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
+            mallopt(option, value)
+
+
+_keep_freed_memory()
