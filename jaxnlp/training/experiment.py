@@ -1,0 +1,125 @@
+"""The whole of one run as a value: what is trained on what, how long and how; and its JSON (see serialize.py).
+
+Intervals are fractions of `steps`, so that a shorter run keeps its shape. `every` makes whole steps of them, once:
+
+    every(0.1, steps=2000) = 200        every(0.1, steps=2000, steps_per_call=64) = 192
+
+The loop runs `steps_per_call` steps at a time, from one multiple of it to the next (the last call may be shorter), so
+something happens only there and at the end.
+"""
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+from jaxnlp.training.checkpoint import LOWER_IS_BETTER
+from jaxnlp.training.optim import Optim
+from jaxnlp.training.pretrained import Pretrained
+from jaxnlp.training.serialize import decode, encode
+
+# What a resumed run may have changed: nothing that the numbers depend on. Everything else would be another run.
+MAY_CHANGE = r"(.*\.)?data_dir|(log|evaluate|save)_every|keep_(latest|best)|monitor|steps_per_call|parallel"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The sources: jaxnlp.data.sources.TFDS, or anything with __len__ and __getitem__ that gives dicts.
+
+    Of a source that is no dataclass of ours, a run keeps the name alone.
+    """
+
+    train: Any = dataclasses.field(metadata={"named": True})
+    validation: Any = dataclasses.field(default=None, metadata={"named": True})  # None: nothing is evaluated
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run."""
+
+    model: Any = None  # a model's config; None: the checkpoint's, with init
+    task: Any  # what is learned from the data, a dataclass of jaxnlp.tasks or of your own
+    data: Data
+    tokenizer: Any = None  # ByteBPE(…), WordPiece(…), Characters(), TokenizerFile(…); None: the checkpoint's, with init
+    optim: Optim = Optim()
+    steps: int
+    batch_size: int  # rows of one step, over all devices and microbatches
+    seed: int = 0  # of parameters, data and dropout
+    init: Pretrained | None = None  # another run to start from
+    ema: float | None = None  # decay of a moving average of the parameters, kept beside them
+    accumulate: int = 1  # microbatches that a step is made of, one after the other
+    steps_per_call: int = 1  # steps compiled into one call: more is faster where a step takes milliseconds
+    log_every: float = 0.01  # fraction of the steps
+    evaluate_every: float = 0.1  # fraction of the steps; the whole validation part
+    save_every: float = 0.1  # fraction of the steps
+    keep_latest: int = 2  # checkpoints
+    keep_best: int = 1  # checkpoints, by `monitor` on the validation part
+    monitor: str = "loss"
+    parallel: str = "jit"  # how the step runs on the devices
+
+    def validate(self) -> None:
+        """ValueError for the first number that cannot be meant."""
+        for name, low in {
+            "steps": 1, "batch_size": 1, "seed": 0, "accumulate": 1, "steps_per_call": 1, "keep_latest": 1, "keep_best": 0
+        }.items():  # fmt: skip
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)}; allowed: {low} and more")
+        for name in ("log_every", "evaluate_every", "save_every"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}; allowed: a fraction of the steps, 0 < {name} <= 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema={self.ema}; allowed: None, or a decay between 0 and 1, such as 0.999")
+        if self.batch_size % self.accumulate:
+            allowed = ", ".join(str(n) for n in range(1, self.batch_size + 1) if self.batch_size % n == 0)
+            raise ValueError(
+                f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; allowed: {allowed}"
+            )
+        if self.monitor not in LOWER_IS_BETTER:
+            raise ValueError(f"monitor={self.monitor!r}; allowed: {', '.join(LOWER_IS_BETTER)}")
+        for name in ("model", "tokenizer"):
+            if getattr(self, name) is None and self.init is None:
+                raise ValueError(f"{name}=None; allowed without init: a value; with init, None takes the checkpoint's")
+
+
+def every(fraction: float, steps: int, steps_per_call: int = 1) -> int:
+    """Steps between two events: `fraction` of `steps`, to the nearest multiple of `steps_per_call`, at least one."""
+    return max(round(fraction * steps / steps_per_call), 1) * steps_per_call
+
+
+def to_json(experiment: Experiment) -> str:
+    return json.dumps(encode(experiment), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> Experiment:
+    """The inverse of `to_json`; ValueError says what is wrong with the text."""
+    experiment = decode(json.loads(text))
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"found a {type(experiment).__name__}; allowed: an Experiment")
+    return experiment
+
+
+def differences(a: Experiment, b: Experiment) -> list[str]:
+    """What differs from `a` to `b`, one line each: "optim.lr: 0.001 -> 0.0003"."""
+    return [f"{path}: {old} -> {new}" for path, old, new in _changes(encode(a), encode(b), "")]
+
+
+def check_same_run(saved: Experiment, given: Experiment) -> None:
+    """ValueError if going on from `saved` as `given` would not be one run."""
+    changes = _changes(encode(saved), encode(given), "")
+    refused = [f"{path}: {old} -> {new}" for path, old, new in changes if not re.fullmatch(MAY_CHANGE, path)]
+    if refused:
+        raise ValueError(
+            "the folder holds a run with other settings, and these may not change on resume:\n  "
+            + "\n  ".join(refused)
+            + "\ntake another folder, or start from this run with init=Pretrained(…)"
+        )
+
+
+def _changes(a: Any, b: Any, path: str) -> list[tuple[str, Any, Any]]:
+    """Paths of two JSON values that differ, with both; of two dataclasses of different types only the types."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys() and a.get("type") == b.get("type"):
+        return [change for key in a for change in _changes(a[key], b[key], f"{path}.{key}" if path else key)]
+    kinds = [value.get("type") if isinstance(value, dict) else None for value in (a, b)]
+    if kinds[0] != kinds[1]:
+        a, b = (kind or value for kind, value in zip(kinds, (a, b)))
+    return [] if a == b and type(a) is type(b) else [(path, a, b)]

@@ -1,0 +1,103 @@
+"""Parameters that start from another run's, with nothing left unexplained.
+
+    for each path of the model:    fresh  -> initial value      same shape -> checkpoint's      grow -> its rows, then initial
+    for each path left over:       drop   -> left behind
+    anything else                  an error that lists every path
+
+Paths look like "blocks/0/attention/qkv/kernel"; patterns are regexes that match a whole path.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
+
+from jaxnlp.nn.blocks import stack_layers, unstack_layers
+
+Params = Mapping[str, Any]  # a nested dict of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Where parameters come from, and what may differ from there."""
+
+    run: str  # a run's folder
+    step: int | Literal["latest", "best"] = "latest"
+    fresh: str | None = None  # keep the initial value, whether or not the checkpoint has one
+    drop: str | None = None  # in the checkpoint, not wanted
+    grow: str | None = (
+        None  # tables with more rows now: the checkpoint's rows first, the new ones keep the initial value
+    )
+    ema: bool = False  # the moving average instead of the parameters
+
+
+def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
+    """`initial` with the values of `loaded`, in the shapes, dtypes and form (scanned or unrolled) of `initial`."""
+    model = flatten_dict(initial, sep="/")
+    checkpoint = flatten_dict(_as_in(initial, loaded), sep="/")
+    fresh = _matching("fresh", spec.fresh, model, "the model")
+    drop = _matching("drop", spec.drop, checkpoint, "the checkpoint")
+    grow = _matching("grow", spec.grow, model, "the model")
+
+    merged, problems = {}, []
+    for path, value in model.items():
+        found = None if path in drop else checkpoint.get(path)
+        if path in fresh:
+            merged[path] = value
+        elif found is not None and (found.shape == value.shape or (path in grow and _has_more_rows(value, found))):
+            merged[path] = (
+                value.at[: len(found)].set(found) if found.shape != value.shape else found.astype(value.dtype)
+            )
+        else:
+            problems.append(_explain(path, found, value))
+    problems += [
+        _explain(path, checkpoint[path], None) for path in checkpoint if path not in model and path not in drop
+    ]
+    if problems:
+        count = f"{len(problems)} path{'s' * (len(problems) > 1)}"
+        raise ValueError(f"the checkpoint of {spec.run} does not fit the model at {count}:\n  " + "\n  ".join(problems))
+    return unflatten_dict(merged, sep="/")
+
+
+def _as_in(initial: Params, loaded: Params) -> Params:
+    """The loaded layers stacked or apart, as the initial ones are."""
+    scanned = [
+        isinstance(params.get("blocks"), Mapping) and "layers" in params["blocks"] for params in (initial, loaded)
+    ]
+    if scanned == [True, False] and "blocks" in loaded:
+        return stack_layers(loaded)
+    if scanned == [False, True] and "blocks" in initial:
+        return unstack_layers(loaded)
+    return loaded
+
+
+def _matching(option: str, pattern: str | None, paths: Mapping[str, Array], where: str) -> set[str]:
+    if pattern is None:
+        return set()
+    try:
+        found = {path for path in paths if re.fullmatch(pattern, path)}
+    except re.error as error:
+        raise ValueError(f"init.{option}={pattern!r} is no regex: {error}") from error
+    if not found:
+        close = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
+        near = f"; the nearest path is {close[0]}" if close else ""
+        raise ValueError(f"init.{option}={pattern!r} matches no path of {where}{near}")
+    return found
+
+
+def _has_more_rows(value: Array, found: Array) -> bool:
+    return value.ndim == found.ndim > 0 and value.shape[1:] == found.shape[1:] and len(value) > len(found)
+
+
+def _explain(path: str, found: Array | None, value: Array | None) -> str:
+    if found is None:
+        return f"{path}: not in the checkpoint, {value.shape} in the model; `fresh` keeps the initial value"
+    if value is None:
+        return f"{path}: {found.shape} in the checkpoint, not in the model; `drop` leaves it behind"
+    grows = "; `grow` copies its rows" if _has_more_rows(value, found) else ""
+    keep = "; `fresh` keeps the initial value"
+    return f"{path}: {found.shape} in the checkpoint, {value.shape} in the model{grows or keep}"
