@@ -1,1 +1,1 @@
-"""Experiments and how they are trained: the config, the step, the loop, checkpoints, and what a person sees of a run."""
+"""Experiments and how they are trained: the config, the step, the loop, checkpoints, and what is seen of a run."""

@@ -4,12 +4,12 @@
       1000/         params, ema where there is one, and training: the other fields of the state
       1000.json     the manifest: metrics; dtype and shape of each leaf; size and SHA-256 of each file; its own SHA-256
 
-    save(1000)      copy to the host | write 1000/, write 1000.json, delete what is not kept        | the rest in a thread
-    restore()       read 1000.json, check every file against it, then load; where that fails, warn and take the one before
+    save(1000)      copies to the host; then, in a thread: writes 1000/, writes 1000.json, deletes what is not kept
+    restore()       checks every file against its manifest, then loads; where that fails, warns and takes the one before
 
-A step counts once its manifest is there, and an old one goes only after that, manifest first. So a process killed at any
-moment leaves the checkpoints that it had, and debris that never passes for one. (Orbax alone reads a flipped byte in
-silence, and its own clean-up may run before a checksum could be taken; so the few lines that keep and delete are ours.)
+A step counts once its manifest is there; an old one goes only after that, its manifest first. So a process killed at
+any moment leaves the checkpoints that it had, and debris that never passes for one. Orbax alone reads a flipped byte in
+silence, and deletes before a checksum could be taken; so the few lines that keep and delete are ours.
 """
 
 import contextlib
@@ -88,9 +88,9 @@ class Checkpoints:
         return ranked[0].step if ranked else None
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Saves a dataclass of pytrees with a field `params`; returns once its arrays are copied, so they may be donated.
+        """Saves a dataclass of pytrees with a field `params`; once this returns, its arrays may be donated.
 
-        Waits for the save before, and raises the CheckpointError that it may have ended in.
+        Waits for the save before, and raises the CheckpointError that it may have ended in. A step is saved once.
         """
         self.wait()
         if step in self.steps:
@@ -120,8 +120,8 @@ class Checkpoints:
     def restore(self, abstract_state: Any, step: Step = "latest") -> tuple[Any, int]:
         """The state and its step, in the structure and shardings of `abstract_state` (arrays or ShapeDtypeStructs).
 
-        Leaves without a sharding go to the first device. CheckpointError if nothing can be read, or lists each leaf that
-        is missing, unexpected, or of another shape or dtype.
+        Leaves without a sharding go to the first device. CheckpointError if nothing can be read; or it lists each leaf
+        that is missing, unexpected, or of another shape or dtype.
         """
         self.wait()
         manifest, broken = _find(self.directory, step)
@@ -177,7 +177,7 @@ def load_params(
 ) -> tuple[dict[str, Any], int]:
     """The parameters alone (or their moving average), from the shapes in the manifest, and their step.
 
-    `sharding`: one for all, or a function from the tree of ShapeDtypeStructs to one of shardings; None: the first device.
+    `sharding`: one for all, or a function from the tree of ShapeDtypeStructs to that of shardings; None: first device.
     `dtype`: of the floating ones; None: as saved.
     """
     directory = epath.Path(directory).absolute()
@@ -229,7 +229,7 @@ def _find(directory: epath.Path, step: Step) -> tuple[Manifest, set[int]]:
             broken[manifest.step] = str(error)
             continue
         for bad, why in broken.items():
-            if step == "latest" and bad > manifest.step or step == "best":
+            if step == "best" or bad > manifest.step:
                 message = f"{directory}: step {bad} is passed over for step {manifest.step}: {why}"
                 warnings.warn(message, stacklevel=3)
         return manifest, set(broken)

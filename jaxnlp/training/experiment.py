@@ -11,11 +11,10 @@ something happens only there and at the end.
 import dataclasses
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 from jaxnlp.training.checkpoint import LOWER_IS_BETTER
 from jaxnlp.training.optim import Optim
-from jaxnlp.training.pretrained import Pretrained
 from jaxnlp.training.serialize import decode, encode
 
 # What a resumed run may have changed: nothing that the numbers depend on. Everything else would be another run.
@@ -31,6 +30,18 @@ class Data:
 
     train: Any = dataclasses.field(metadata={"named": True})
     validation: Any = dataclasses.field(default=None, metadata={"named": True})  # None: nothing is evaluated
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """Where parameters come from, and what may differ from there; see pretrained.py. Patterns match whole paths."""
+
+    run: str  # a run's folder
+    step: int | Literal["latest", "best"] = "latest"
+    fresh: str | None = None  # keep the initial value, whether or not the checkpoint has one
+    drop: str | None = None  # in the checkpoint, not wanted
+    grow: str | None = None  # tables with more rows now: the checkpoint's first, the new ones keep the initial value
+    ema: bool = False  # the moving average instead of the parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,9 +70,8 @@ class Experiment:
 
     def validate(self) -> None:
         """ValueError for the first number that cannot be meant."""
-        for name, low in {
-            "steps": 1, "batch_size": 1, "seed": 0, "accumulate": 1, "steps_per_call": 1, "keep_latest": 1, "keep_best": 0
-        }.items():  # fmt: skip
+        counts = ("steps", "batch_size", "accumulate", "steps_per_call", "keep_latest")
+        for name, low in {**dict.fromkeys(counts, 1), "keep_best": 0, "seed": 0}.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}; allowed: {low} and more")
         for name in ("log_every", "evaluate_every", "save_every"):
@@ -122,4 +132,4 @@ def _changes(a: Any, b: Any, path: str) -> list[tuple[str, Any, Any]]:
     kinds = [value.get("type") if isinstance(value, dict) else None for value in (a, b)]
     if kinds[0] != kinds[1]:
         a, b = (kind or value for kind, value in zip(kinds, (a, b)))
-    return [] if a == b and type(a) is type(b) else [(path, a, b)]
+    return [] if a == b else [(path, a, b)]

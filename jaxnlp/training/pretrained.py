@@ -1,38 +1,34 @@
 """Parameters that start from another run's, with nothing left unexplained.
 
-    for each path of the model:    fresh  -> initial value      same shape -> checkpoint's      grow -> its rows, then initial
-    for each path left over:       drop   -> left behind
-    anything else                  an error that lists every path
+    of the model:        fresh -> initial value;  same shape -> the checkpoint's;  grow -> its rows, then initial ones
+    of the checkpoint:   in the model -> as above;  drop -> left behind
+    anything else        an error that lists every path
 
 Paths look like "blocks/0/attention/qkv/kernel"; patterns are regexes that match a whole path.
 """
 
-import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
+import jax
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
+from jaxnlp.training.checkpoint import load_params
+from jaxnlp.training.experiment import Pretrained
+from jaxnlp.training.folder import open_run
 
 Params = Mapping[str, Any]  # a nested dict of arrays
 
 
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """Where parameters come from, and what may differ from there."""
-
-    run: str  # a run's folder
-    step: int | Literal["latest", "best"] = "latest"
-    fresh: str | None = None  # keep the initial value, whether or not the checkpoint has one
-    drop: str | None = None  # in the checkpoint, not wanted
-    grow: str | None = (
-        None  # tables with more rows now: the checkpoint's rows first, the new ones keep the initial value
-    )
-    ema: bool = False  # the moving average instead of the parameters
+def load(spec: Pretrained, initial: Params) -> dict[str, Any]:
+    """The initial parameters with those of the run that `spec` names."""
+    loaded, _ = load_params(open_run(spec.run).checkpoints, spec.step, ema=spec.ema)
+    return merge(initial, loaded, spec)
 
 
 def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Frozen dataclasses as JSON and back, without running anybody's code.
 
-    Config(d_model=64)   a dataclass inside jaxnlp       {"type": "jaxnlp.models.gpt.Config", "d_model": 64}
-    (1, 2)               a tuple                         [1, 2]
-    [1, 2]               a list                          {"list": [1, 2]}
-    {"a": 1}             a dict with str keys            {"a": 1}
-    MyTask()             anything from a user's file     {"external": "my_file.MyTask"}, read back as External("my_file.MyTask")
+    Config(d_model=64)   a dataclass inside jaxnlp      {"type": "jaxnlp.models.gpt.Config", "d_model": 64}
+    (1, 2)               a tuple                        [1, 2]
+    [1, 2]               a list                         {"list": [1, 2]}
+    {"a": 1}             a dict with str keys           {"a": 1}
+    MyTask()             anything of a user's own file  {"external": "my_file.MyTask"} -> External("my_file.MyTask")
 
 beside str, int, float, bool and None. Anything else (an array, a function, a NumPy scalar) is refused by name.
 """
