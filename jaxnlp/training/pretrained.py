@@ -32,7 +32,7 @@ def load(spec: Pretrained, initial: Params) -> dict[str, Any]:
 
 
 def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
-    """`initial` with the values of `loaded`, in the shapes, dtypes and form (scanned or unrolled) of `initial`."""
+    """`initial` with the values of `loaded`, in `initial`'s shapes, dtypes, shardings and form (scanned or unrolled)."""
     model = flatten_dict(initial, sep="/")
     checkpoint = flatten_dict(_as_in(initial, loaded), sep="/")
     fresh = _matching("fresh", spec.fresh, model, "the model")
@@ -44,15 +44,14 @@ def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
         found = None if path in drop else checkpoint.get(path)
         if path in fresh:
             merged[path] = value
-        elif found is not None and (found.shape == value.shape or (path in grow and _has_more_rows(value, found))):
-            merged[path] = (
-                value.at[: len(found)].set(found) if found.shape != value.shape else found.astype(value.dtype)
-            )
+        elif found is not None and found.shape == value.shape:
+            merged[path] = jax.device_put(found.astype(value.dtype), value.sharding)
+        elif found is not None and path in grow and _has_more_rows(value, found):
+            merged[path] = value.at[: len(found)].set(np.asarray(found))
         else:
             problems.append(_explain(path, found, value))
-    problems += [
-        _explain(path, checkpoint[path], None) for path in checkpoint if path not in model and path not in drop
-    ]
+    left_over = [path for path in checkpoint if path not in model and path not in drop]
+    problems += [_explain(path, checkpoint[path], None) for path in left_over]
     if problems:
         count = f"{len(problems)} path{'s' * (len(problems) > 1)}"
         raise ValueError(f"the checkpoint of {spec.run} does not fit the model at {count}:\n  " + "\n  ".join(problems))
@@ -61,14 +60,12 @@ def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
 
 def _as_in(initial: Params, loaded: Params) -> Params:
     """The loaded layers stacked or apart, as the initial ones are."""
-    scanned = [
-        isinstance(params.get("blocks"), Mapping) and "layers" in params["blocks"] for params in (initial, loaded)
-    ]
-    if scanned == [True, False] and "blocks" in loaded:
-        return stack_layers(loaded)
-    if scanned == [False, True] and "blocks" in initial:
-        return unstack_layers(loaded)
-    return loaded
+    if "blocks" not in initial or "blocks" not in loaded:
+        return loaded
+    want, have = ("layers" in params["blocks"] for params in (initial, loaded))
+    if want == have:
+        return loaded
+    return stack_layers(loaded) if want else unstack_layers(loaded)
 
 
 def _matching(option: str, pattern: str | None, paths: Mapping[str, Array], where: str) -> set[str]:
@@ -91,9 +88,8 @@ def _has_more_rows(value: Array, found: Array) -> bool:
 
 def _explain(path: str, found: Array | None, value: Array | None) -> str:
     if found is None:
-        return f"{path}: not in the checkpoint, {value.shape} in the model; `fresh` keeps the initial value"
+        return f"{path}: nothing from the checkpoint, {value.shape} in the model; `fresh` keeps the initial value"
     if value is None:
         return f"{path}: {found.shape} in the checkpoint, not in the model; `drop` leaves it behind"
-    grows = "; `grow` copies its rows" if _has_more_rows(value, found) else ""
-    keep = "; `fresh` keeps the initial value"
-    return f"{path}: {found.shape} in the checkpoint, {value.shape} in the model{grows or keep}"
+    hint = "`grow` copies its rows" if _has_more_rows(value, found) else "`fresh` keeps the initial value"
+    return f"{path}: {found.shape} in the checkpoint, {value.shape} in the model; {hint}"
