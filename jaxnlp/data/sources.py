@@ -1,0 +1,181 @@
+"""Where text comes from: a set of TensorFlow Datasets (TFDS), or any object with `__len__` and `__getitem__`.
+
+A source gives examples by number, each a dict of plain values, text as `str`:
+
+    >>> open_source([{"text": "to be"}, {"text": "or not"}])[1]
+    {'text': 'or not'}
+
+TFDS sets are read as ArrayRecord files, at random and without TensorFlow. A set is looked for in this order: our own
+`python_docs`, which is made here when absent; a folder that lies prepared in the data directory, whoever wrote it
+(`jaxnlp.data.corpora.text_files` writes one of a user's own files); the public catalogue, which TFDS downloads.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class TFDS:
+    """A split of a set of TensorFlow Datasets."""
+
+    name: str  # as TFDS writes it: "glue/sst2", "tiny_shakespeare", "mine:1.0.0"
+    split: str = "train"  # as TFDS writes it: "validation", "train[:10%]", "validation+test"
+    data_dir: str | None = None  # None: the directory given on opening, else TFDS's own (TFDS_DATA_DIR, ~/tensorflow_datasets)
+
+
+def open_source(source, data_dir: str | None = None) -> Sequence[dict]:
+    """Examples by number. Any object with `__len__` and `__getitem__` is returned as it is."""
+    if not isinstance(source, TFDS):
+        if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+            raise TypeError(f"source: found {type(source).__name__}; allowed: TFDS(...), or __len__ and __getitem__")
+        if len(source) == 0:
+            raise ValueError("source: found no examples; allowed: one or more")
+        return source
+    builder = _builder(source, data_dir)
+    where = f"{source.name!r} in {builder.data_path}"
+    splits = ", ".join(f"{name} ({info.num_examples})" for name, info in builder.info.splits.items())
+    if "array_record" not in [f.value for f in builder.info.available_file_formats()]:
+        raise ValueError(
+            f"{where}: found files of format {builder.info.file_format.value}; allowed: array_record, which is read"
+            " without TensorFlow. Delete the folder, or give another data_dir, and it is prepared anew."
+        )
+    try:
+        empty = builder.info.splits[source.split].num_examples == 0
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"split {source.split!r} of {where}: not found; there are {splits}") from error
+    if empty:
+        raise ValueError(f"split {source.split!r} of {where}: found no examples; there are {splits}")
+    return _Examples(builder.as_data_source(split=source.split))
+
+
+def fingerprint(source, data_dir: str | None = None) -> str:
+    """A hash that changes when the examples do.
+
+    Of a TFDS set it is that of the split's name and the set's own description on disk (version, features, shard
+    sizes; our builders add a hash of the text); of any other object, that of every example.
+    """
+    digest = hashlib.sha256()
+    if isinstance(source, TFDS):
+        path = _builder(source, data_dir).data_path
+        for part in (source.split.encode(), (path / "dataset_info.json").read_bytes(), (path / "features.json").read_bytes()):
+            digest.update(part)
+    else:
+        examples = open_source(source)
+        for i in range(len(examples)):
+            digest.update(json.dumps(examples[i], sort_keys=True, default=np.ndarray.tolist).encode())
+    return digest.hexdigest()
+
+
+def class_names(source, feature: str, data_dir: str | None = None) -> tuple[str, ...] | None:
+    """The names of a feature's classes; None where the source names none."""
+    if not isinstance(source, TFDS):
+        return None
+    features = _builder(source, data_dir).info.features
+    if feature not in features:
+        raise ValueError(f"feature {feature!r} of {source.name!r}: not found; there are {', '.join(features)}")
+    connector = getattr(features[feature], "feature", features[feature])  # a sequence of labels names them inside
+    names = getattr(connector, "names", None)
+    return tuple(names) if names else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples:
+    """TFDS's data source with its bytes read as text."""
+
+    records: Sequence[dict]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> dict:
+        return _plain(self.records[i])
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _builder(source: TFDS, data_dir: str | None):
+    """The prepared TFDS builder of a set."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    from jaxnlp.data import corpora
+
+    root = source.data_dir or data_dir
+    root = str(pathlib.Path(root or tfds.core.constants.DATA_DIR).expanduser())
+    if source.name in corpora.BUILDERS:
+        builder = corpora.builder(source.name, root)
+        if not builder.is_prepared():
+            print(f"preparing {builder.info.full_name} in {root}", file=sys.stderr)
+            with quiet():
+                builder.download_and_prepare()
+        return builder
+    # A prepared folder comes before the catalogue's code, which would look for its own version alone.
+    with contextlib.suppress(tfds.core.DatasetNotFoundError), quiet():
+        return read_only_builder.builder_from_files(source.name, data_dir=root)
+    builder = _from_catalogue(source.name, root)
+    print(f"preparing {builder.info.full_name} in {root}: TFDS downloads it", file=sys.stderr)
+    builder.download_and_prepare()
+    return builder
+
+
+def _from_catalogue(name: str, root: str):
+    import tensorflow_datasets as tfds
+
+    for module in (None, "text", "translate", "question_answering", "summarization"):
+        if module:  # TFDS knows these modules' sets only once they are imported; some of them want TensorFlow
+            with contextlib.suppress(ImportError), quiet():
+                importlib.import_module(f"tensorflow_datasets.{module}")
+        try:
+            with quiet():
+                return tfds.builder(name, data_dir=root, file_format="array_record")
+        except tfds.core.DatasetNotFoundError:
+            continue
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"set {name!r}: not in {root}, and TFDS's own code for it says: {error}") from error
+    from jaxnlp.data import corpora
+
+    prepared = sorted(p.name for p in pathlib.Path(root).glob("[!.]*") if p.is_dir() and p.name != "downloads")
+    near = difflib.get_close_matches(name.split("/")[0], {*tfds.list_builders(), *prepared, *corpora.BUILDERS}, n=3)
+    raise ValueError(
+        f"set {name!r}: not in {root} and not in the TFDS catalogue; prepared there: {', '.join(prepared) or 'none'};"
+        f" made here: {', '.join(corpora.BUILDERS)}" + (f"; near: {', '.join(near)}" if near else "") + ". Your own"
+        f" files: python -m jaxnlp.data.corpora.text_files --name {name.split('/')[0]} --train FILE --data-dir {root}"
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps TFDS's progress bars, its lines on stdout and absl's warnings from the terminal; errors come through."""
+    import io
+
+    import tensorflow_datasets as tfds
+    from absl import logging
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    level, bars = logging.get_verbosity(), tqdm_utils._active
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            tfds.enable_progress_bar()

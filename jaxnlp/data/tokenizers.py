@@ -1,0 +1,228 @@
+"""Text to ids and back: byte-level BPE, WordPiece and characters, by the `tokenizers` library.
+
+A specification says how a tokenizer is made (`build`); a `Tokenizer` encodes, decodes and is saved as `tokenizer.json`.
+
+    >>> tokenizer = build(Characters(), ["to be"])
+    >>> tokenizer.encode("bet")                       # 0 is <|endoftext|>, 1 is <unk>, then the characters in order
+    [3, 4, 6]
+    >>> tokenizer.decode([3, 4, 6, 0])
+    'bet'
+
+Ids are those of the text alone: a task adds [CLS], [SEP] or the end of text. A special token's name inside a text is
+text like any other, so that no document can forge the end of a document. Training is deterministic.
+
+Byte-level BPE: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019 (any text, exactly).
+WordPiece: Devlin et al., "BERT", 2019; Schuster and Nakajima, 2012 (normalised text; longest match first).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+
+import tokenizers
+from etils import epath
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+END = "<|endoftext|>"  # GPT-2's end of text; also begins a text and pads
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Tokenizer:
+    """A thin wrapper: ids of texts, texts of ids, and what the special ids are."""
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        backend.encode_special_tokens = True  # "<|endoftext|>" in a document is text, not the document's end
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+
+    def encode(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode`, one thread a core."""
+        return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens; an unknown character shows as <unk> or [UNK].
+
+        Byte-level ids that end within a character give U+FFFD there. Who prints ids as they come therefore prints
+        the text up to a final U+FFFD, and holds that back until later ids complete it.
+        """
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token(self, id: int) -> str:
+        token = self.backend.id_to_token(int(id))
+        if token is None:
+            raise ValueError(f"token id: found {id}; allowed: 0 to {self.vocab_size - 1}")
+        return token
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def eos_id(self) -> int:
+        return self._first(END, "[SEP]", "</s>")
+
+    @property
+    def bos_id(self) -> int:
+        return self._first(END, "[CLS]", "<s>")
+
+    @property
+    def pad_id(self) -> int:
+        return self._first("[PAD]", "<pad>", END)
+
+    @property
+    def unk_id(self) -> int | None:
+        """None where every text has ids."""
+        return next((i for i in map(self.backend.token_to_id, ("<unk>", "[UNK]")) if i is not None), None)
+
+    def _first(self, *names: str) -> int:
+        ids = [i for i in map(self.backend.token_to_id, names) if i is not None]
+        if not ids:
+            raise ValueError(f"tokenizer: found none of the special tokens {', '.join(names)} in its vocabulary")
+        return ids[0]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def save(self, path) -> None:
+        """Writes tokenizer.json."""
+        epath.Path(path).write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path) -> "Tokenizer":
+        """From tokenizer.json, or a folder that holds it or the files of GPT-2 or BERT (see `TokenizerFile`)."""
+        path = epath.Path(path)
+        folder = {p.name for p in path.iterdir()} if path.is_dir() else set()
+        if path.is_file() or "tokenizer.json" in folder:
+            file = path / "tokenizer.json" if folder else path
+            try:
+                return cls(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
+            except Exception as error:  # the library raises bare Exception
+                raise ValueError(f"tokenizer {file}: not a tokenizer.json: {error}") from error
+        for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+            if {vocab, merges} <= folder:
+                return cls(_gpt2(path / vocab, path / merges))
+        if "vocab.txt" in folder:
+            return cls(_bert(path / "vocab.txt"))
+        raise FileNotFoundError(
+            f"tokenizer {path}: found {', '.join(sorted(folder)) or 'nothing'}; allowed: a tokenizer.json, or a folder"
+            " with tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, or vocab.txt"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteBPE:
+    """Byte-level byte-pair encoding with GPT-2's pre-tokenisation; every text comes back exactly."""
+
+    vocab_size: int = 8192  # at most; a small text gives fewer. At least the 256 bytes and the end of text
+
+    def build(self, texts: Iterable[str]) -> Tokenizer:
+        if self.vocab_size < 257:
+            raise ValueError(f"ByteBPE.vocab_size={self.vocab_size}; allowed: 257 (256 bytes and {END}) or more")
+        backend = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=[END],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return Tokenizer(backend)
+
+
+@dataclasses.dataclass(frozen=True)
+class WordPiece:
+    """BERT's WordPiece over BERT's normalised text; pieces inside a word begin with ##."""
+
+    vocab_size: int = 30522  # at most; BERT's (uncased)
+    lowercase: bool = True  # and strip accents, as BERT's uncased models do
+    hangul: bool = True  # keep Korean syllables whole; BERT's uncased models leave them split into letters
+
+    def build(self, texts: Iterable[str]) -> Tokenizer:
+        backend = _wordpiece(models.WordPiece(unk_token="[UNK]"), self.lowercase, self.hangul)
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=self.vocab_size, special_tokens=list(BERT_SPECIALS), show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        model = models.WordPiece(backend.get_vocab(), unk_token="[UNK]")  # anew: the trainer made [UNK] special
+        return Tokenizer(_with_bert_specials(_wordpiece(model, self.lowercase, self.hangul)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Characters:
+    """One id a character (code point) of the training text, in code point order; any other character is <unk>."""
+
+    def build(self, texts: Iterable[str]) -> Tokenizer:
+        characters = set()
+        for text in texts:
+            characters.update(text)
+        vocab = {token: i for i, token in enumerate([END, "<unk>", *sorted(characters)])}
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+        backend.decoder = decoders.Fuse()
+        backend.add_special_tokens([END])
+        return Tokenizer(backend)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFile:
+    """A tokenizer that exists: tokenizer.json, or a folder with it, with GPT-2's vocab.json + merges.txt (OpenAI's
+    encoder.json + vocab.bpe are the same files), or with BERT's vocab.txt."""
+
+    path: str  # of the file or the folder
+
+    def build(self, texts: Iterable[str] = ()) -> Tokenizer:
+        return Tokenizer.load(self.path)
+
+
+def build(spec: ByteBPE | WordPiece | Characters | TokenizerFile, texts: Iterable[str] = ()) -> Tokenizer:
+    """The tokenizer that a specification describes, trained on the texts where it is trained at all."""
+    return spec.build(texts)
+
+
+def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _wordpiece(model: models.WordPiece, lowercase: bool, hangul: bool) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    steps = [normalizers.BertNormalizer(lowercase=lowercase, strip_accents=lowercase)]
+    if lowercase and hangul:
+        steps.append(normalizers.NFC())  # stripping accents decomposed every syllable into its letters
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def _gpt2(vocab: epath.Path, merges: epath.Path) -> tokenizers.Tokenizer:
+    backend = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
+    if backend.token_to_id(END) is None:
+        raise ValueError(f"tokenizer {vocab}: found no {END}; allowed: GPT-2's vocabulary, which has it")
+    backend.add_special_tokens([END])
+    return backend
+
+
+def _bert(vocab: epath.Path) -> tokenizers.Tokenizer:
+    """Without a tokenizer_config.json that tells, a vocabulary without upper-case letters is an uncased model's."""
+    model = models.WordPiece.from_file(str(vocab), unk_token="[UNK]")
+    config = vocab.with_name("tokenizer_config.json")
+    options = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    words = set(vocab.read_text(encoding="utf-8").splitlines()) - set(BERT_SPECIALS)
+    uncased = not any(word != word.lower() for word in words if not word.startswith("["))
+    backend = _wordpiece(model, options.get("do_lower_case", uncased), hangul=False)
+    return _with_bert_specials(backend)
+
+
+def _with_bert_specials(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """All but [UNK]: what is special vanishes in decoding, and a word that was not understood should show."""
+    backend.add_special_tokens([t for t in BERT_SPECIALS if t != "[UNK]" and backend.token_to_id(t) is not None])
+    return backend
