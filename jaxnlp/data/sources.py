@@ -29,7 +29,9 @@ class TFDS:
 
     name: str  # as TFDS writes it: "glue/sst2", "tiny_shakespeare", "mine:1.0.0"
     split: str = "train"  # as TFDS writes it: "validation", "train[:10%]", "validation+test"
-    data_dir: str | None = None  # None: the directory given on opening, else TFDS's own (TFDS_DATA_DIR, ~/tensorflow_datasets)
+    data_dir: str | None = (
+        None  # None: the directory given on opening, else TFDS's own (TFDS_DATA_DIR, ~/tensorflow_datasets)
+    )
 
 
 def open_source(source, data_dir: str | None = None) -> Sequence[dict]:
@@ -66,7 +68,11 @@ def fingerprint(source, data_dir: str | None = None) -> str:
     digest = hashlib.sha256()
     if isinstance(source, TFDS):
         path = _builder(source, data_dir).data_path
-        for part in (source.split.encode(), (path / "dataset_info.json").read_bytes(), (path / "features.json").read_bytes()):
+        for part in (
+            source.split.encode(),
+            (path / "dataset_info.json").read_bytes(),
+            (path / "features.json").read_bytes(),
+        ):
             digest.update(part)
     else:
         examples = open_source(source)
@@ -97,7 +103,7 @@ class _Examples:
         return len(self.records)
 
     def __getitem__(self, i: int) -> dict:
-        return _plain(self.records[i])
+        return _plain(self.records[range(len(self))[i]])  # IndexError past the end, so that a for loop ends
 
 
 def _plain(value):

@@ -1,0 +1,220 @@
+"""Batches as a pure function of (seed, step): nothing else, so a resumed run, on any number of hosts, sees the same.
+
+    >>> batch = windows(cache, length=1024, batch_size=512, seed=0)
+    >>> batch(7)["input_ids"].shape, batch(7, slice(0, 64))["input_ids"].shape    # one host's part of step 7
+    ((512, 1024), (64, 1024))
+
+`windows` packs documents for a language model, `padded` keeps one example a row, in buckets of length. The seed None
+means evaluation: one pass in order, the last batch filled up with rows of weight 0. Letters: B batch, T length.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float, Int
+
+DOCUMENTS, PHASE, WINDOWS, EXAMPLES, ORDER = range(5)  # what a random stream is for: the last word of its seed
+SMALLEST_BUCKET = 32  # below, a shorter row saves little and costs a compilation
+
+Batch = dict[str, np.ndarray]
+
+
+def _random(seed: int, epoch: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch, purpose]))
+
+
+def _check(batch_size: int, length: int, seed: int | None) -> None:
+    for name, value, least in (("batch_size", batch_size, 1), ("length", length, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name}: found {value}; allowed: {least} or more")
+
+
+def _check_step(step: int, seed: int | None, steps_per_epoch: int) -> None:
+    if step < 0 or (seed is None and step >= steps_per_epoch):
+        allowed = "0 or more" if seed is not None else f"0 to {steps_per_epoch - 1}, which is one pass"
+        raise IndexError(f"step: found {step}; allowed: {allowed}")
+
+
+# Packed windows -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """All documents, one after another, as one long line of tokens."""
+
+    documents: Int[np.ndarray, "N"]  # in the order of this epoch
+    ends: Int[np.ndarray, "N"]  # where each ends in the line
+    phase: int  # where the first window begins
+    order: Int[np.ndarray, "W"]  # of the windows
+
+
+class Windows:
+    """See `windows`."""
+
+    def __init__(self, cache, length: int, batch_size: int, seed: int | None, apart: bool):
+        _check(batch_size, length, seed)
+        self.cache, self.length, self.batch_size, self.seed, self.apart = cache, length, batch_size, seed, apart
+        self.n_tokens = int(cache.lengths.sum())
+        if self.n_tokens < 2:
+            raise ValueError(
+                f"windows: found {self.n_tokens} tokens in all; allowed: 2 or more, one to predict from another"
+            )
+        # A training epoch is a circle of tokens cut in whole windows; evaluation, a line whose last window is padded.
+        self.circular = seed is not None and self.n_tokens > length
+        self.n_windows = self.n_tokens // length if self.circular else -(-(self.n_tokens - 1) // length)
+        self.steps_per_epoch = -(-self.n_windows // batch_size)
+        self.shapes = ((batch_size, length),)
+        self._stream = functools.lru_cache(maxsize=2)(self._make_stream)  # a step may lie on two epochs
+
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+        _check_step(step, self.seed, self.steps_per_epoch)
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        tokens = np.zeros([len(numbers), self.length + 1], np.int32)
+        segments = np.zeros([len(numbers), self.length + 1], np.int32)
+        positions = np.zeros([len(numbers), self.length + 1], np.int32)
+        for row, number in enumerate(numbers):
+            epoch, window = (0, number) if self.seed is None else divmod(number, self.n_windows)
+            if window < self.n_windows:
+                self._fill(self._stream(epoch), window, tokens[row], segments[row], positions[row])
+        inputs, labels = segments[:, :-1], segments[:, 1:]
+        counts = (labels == inputs) & (labels > 0) if self.apart else labels > 0
+        batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:], "weights": counts.astype(np.float32)}
+        if self.apart:
+            batch |= {"segment_ids": inputs, "position_ids": positions[:, :-1]}
+        return batch
+
+    def _make_stream(self, epoch: int) -> _Stream:
+        n = len(self.cache.lengths)
+        documents, phase, order = np.arange(n), 0, np.arange(self.n_windows)
+        if self.seed is not None:
+            documents = _random(self.seed, epoch, DOCUMENTS).permutation(n)
+            order = _random(self.seed, epoch, WINDOWS).permutation(self.n_windows)
+        if self.circular:
+            phase = int(_random(self.seed, epoch, PHASE).integers(self.n_tokens))
+        return _Stream(documents, np.cumsum(self.cache.lengths[documents]), phase, order)
+
+    def _fill(self, stream: _Stream, window: int, tokens, segments, positions) -> None:
+        """Copies one window of length + 1 tokens, document by document."""
+        at = stream.phase + int(stream.order[window]) * self.length
+        left = self.length + 1 if self.circular else min(self.length + 1, self.n_tokens - at)
+        at %= self.n_tokens
+        place = int(np.searchsorted(stream.ends, at, side="right"))
+        filled, segment = 0, 0
+        while filled < left:
+            document, segment = int(stream.documents[place]), segment + 1
+            start = at - int(stream.ends[place] - self.cache.lengths[document])
+            take = min(int(stream.ends[place]) - at, left - filled)
+            here = slice(filled, filled + take)
+            tokens[here] = self.cache.tokens(document, start, start + take)
+            segments[here] = segment
+            positions[here] = np.arange(take)
+            filled += take
+            place = (place + 1) % len(stream.documents)
+            at = int(stream.ends[place] - self.cache.lengths[stream.documents[place]])
+
+
+def windows(cache, *, length: int, batch_size: int, seed: int | None, apart: bool = False) -> Windows:
+    """Windows of `length` tokens over all documents, one after another: input_ids, labels, weights [B, T].
+
+    Documents "ab." and "cde.", length 3, evaluation (`.` ends a document; a label is the token after its input):
+
+        input_ids  a b .    c d e        labels  b . c    d e .       weights  1 1 1    1 1 1
+
+    With `apart`, attention and positions keep to a document, and no first token of a document is a label:
+
+        segment_ids  1 1 1    1 1 1      position_ids  0 1 2    0 1 2      weights  1 1 0    1 1 1
+
+    A document that begins before the window counts its positions from the window's start.
+
+    Evaluation: every token is a label exactly once, but for the first of all, which nothing precedes (with `apart`:
+    the first of each document). Training: each epoch shuffles the documents, joins their line to a circle, cuts it at
+    a random phase and shuffles the windows; tokens that fill no window, fewer than `length`, wait for another
+    epoch's phase. Batches run on over the end of an epoch. Padding, of a text shorter than a window and of the last
+    evaluation batch, is id 0, segment 0, weight 0.
+    """
+    return Windows(cache, length, batch_size, seed, apart)
+
+
+# One example a row ----------------------------------------------------------------------------------------------------
+
+
+class Padded:
+    """See `padded`."""
+
+    def __init__(
+        self, cache, batch_size: int, max_length: int, pad_id: int, seed: int | None, buckets: tuple[int, ...]
+    ):
+        _check(batch_size, max_length, seed)
+        if tuple(sorted(set(buckets))) != tuple(buckets) or not buckets or buckets[0] < 1 or buckets[-1] != max_length:
+            raise ValueError(f"buckets: found {buckets}; allowed: rising lengths of which the last is {max_length=}")
+        if len(cache) == 0:
+            raise ValueError("padded: found no examples; allowed: one or more")
+        self.cache, self.batch_size, self.pad_id, self.seed = cache, batch_size, pad_id, seed
+        self.steps_per_epoch = -(-len(cache) // batch_size)
+        self.buckets = np.array(buckets)
+        # Of each example, the first bucket that holds it; what is longer than the last is cut to it.
+        self.bucket_of = np.minimum(np.searchsorted(self.buckets, cache.lengths), len(buckets) - 1)
+        self.shapes = tuple((batch_size, int(self.buckets[b])) for b in np.unique(self.bucket_of))
+        self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
+        self.fields = {name: (np.asarray(a).dtype, np.ndim(a)) for name, a in cache[0].items()}
+
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+        _check_step(step, self.seed, self.steps_per_epoch)
+        epoch, step = divmod(step, self.steps_per_epoch)
+        examples = self._plan(epoch)[step]  # the bucket is the whole batch's, whatever rows are asked for
+        width = int(self.buckets[self.bucket_of[examples[examples >= 0]].max()])
+        examples = examples[rows]
+        batch = {
+            name: np.full([len(examples), width][: 1 + n_dims], self.pad_id if name == "input_ids" else 0, dtype)
+            for name, (dtype, n_dims) in self.fields.items()
+        }
+        batch["attention_mask"] = np.zeros([len(examples), width], np.int32)
+        for row, example in enumerate(examples):
+            if example < 0:
+                continue
+            record = self.cache[int(example)]
+            length = min(len(record["input_ids"]), width)
+            batch["attention_mask"][row, :length] = 1
+            for name, value in record.items():
+                if np.ndim(value):
+                    batch[name][row, :length] = value[:length]
+                else:
+                    batch[name][row] = value
+        if "label" in batch:
+            batch["labels"] = batch.pop("label")
+        return batch | {"weights": (examples >= 0).astype(np.float32)}
+
+    def _make_plan(self, epoch: int) -> Int[np.ndarray, "steps B"]:
+        """Which example stands in which row; -1 in rows of weight 0."""
+        order = np.arange(len(self.cache))
+        empty = np.full(-len(order) % self.batch_size, -1)
+        if self.seed is None:
+            return np.concatenate([order, empty]).reshape(-1, self.batch_size)
+        order = _random(self.seed, epoch, EXAMPLES).permutation(order)
+        # Sorted by bucket and cut: a batch on the border of two buckets takes the longer one's width.
+        order = order[np.argsort(self.bucket_of[order], kind="stable")]
+        batches = np.concatenate([order, empty]).reshape(-1, self.batch_size)
+        return _random(self.seed, epoch, ORDER).permutation(batches)
+
+
+def padded(
+    cache, *, batch_size: int, max_length: int, pad_id: int, seed: int | None, buckets: tuple[int, ...] | None = None
+) -> Padded:
+    """One example a row, padded on the right: input_ids, attention_mask [B, T], the records' other fields, weights [B].
+
+    Records {"input_ids": [5, 6, 7], "label": 1} and {"input_ids": [8], "label": 0}, batch of 2, pad_id 0, buckets (4, 8):
+
+        input_ids [[5, 6, 7, 0], [8, 0, 0, 0]]   attention_mask [[1, 1, 1, 0], [1, 0, 0, 0]]   labels [1, 0]   weights [1, 1]
+
+    T is the smallest of the buckets that holds the batch's longest row; the default buckets are 32, 64, … below
+    `max_length`, and `max_length`. A longer example loses its end. A field with an axis runs along the tokens and is cut
+    and padded (with 0) as they are; one without gets an entry a row, and `label` is called `labels`.
+
+    Evaluation keeps the source's order. A training epoch shuffles, gathers examples of a bucket into batches and
+    shuffles these. Either way every example comes exactly once an epoch: the rows that the last batch lacks have weight 0.
+    """
+    if buckets is None:
+        powers = [SMALLEST_BUCKET << i for i in range(32)]
+        buckets = (*(b for b in powers if b < max_length), max_length)
+    return Padded(cache, batch_size, max_length, pad_id, seed, buckets)

@@ -1,0 +1,208 @@
+"""The tokenised cache: every example of a source encoded once, kept in ArrayRecord shards, read at random.
+
+A cache is a folder named by the hash of what it was made from (the source's fingerprint, and the key that the caller
+gives: the tokenizer's fingerprint, the task's key):
+
+    CACHE_DIR/3f6c…/manifest.json      the key, and per file its size and sha256
+                    lengths.npy        int64, tokens per record
+                    00000.array_record, 00001.array_record, …
+
+A record is a dict of numpy arrays with `input_ids` [length] among them. It is stored in pieces of PIECE tokens, each
+the bytes of a safetensors file, so that a window of a book is read without the book: an array that runs along the
+tokens is cut with them, any other is kept in the first piece.
+
+The folder is written beside under another name and then renamed, so it is whole or absent. On opening, every byte is
+checked against the manifest, once; a cache that fails is built anew, with a message.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import filelock
+import numpy as np
+import safetensors.numpy
+import tqdm
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from jaxtyping import Int
+
+from jaxnlp.data import sources
+
+FORMAT = 1  # of the folder; part of its name
+PIECE = 4096  # tokens; a window reads one or two pieces
+SHARD_BYTES = 64 << 20  # a shard is closed above this size
+WRITERS = 2  # threads that write shards, and shards that may wait in memory
+EXAMPLES_PER_CALL = 256  # of `encode`: enough to keep the tokenizer's threads busy
+
+Record = dict[str, np.ndarray]
+
+
+class Cache:
+    """Records by number. Reading is safe from several threads."""
+
+    def __init__(self, path: pathlib.Path):
+        """Checks every byte; ValueError says what is damaged."""
+        manifest = _verify(path)
+        self.lengths: Int[np.ndarray, "N"] = np.load(path / "lengths.npy")
+        pieces = -(-self.lengths // PIECE)
+        self._first_piece = np.concatenate([[0], np.cumsum(pieces)])
+        self._shard_start = np.concatenate([[0], np.cumsum(manifest["shard_pieces"])])
+        random_access = "readahead_buffer_size:0,max_parallelism:0"
+        self._readers = [ArrayRecordReader(str(file), random_access) for file in sorted(path.glob("*.array_record"))]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, i: int) -> Record:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"record {i} of {len(self)}")
+        i = range(len(self))[i]
+        first, *rest = self._pieces(range(self._first_piece[i], self._first_piece[i + 1]))
+        return {
+            name: np.concatenate([a, *(p[name] for p in rest if name in p)]) if rest else a for name, a in first.items()
+        }
+
+    def tokens(self, i: int, start: int, stop: int) -> Int[np.ndarray, "stop-start"]:
+        """`self[i]["input_ids"][start:stop]`, reading only the pieces that hold it; 0 <= start < stop <= length."""
+        first = self._first_piece[i]
+        pieces = self._pieces(range(first + start // PIECE, first + (stop - 1) // PIECE + 1))
+        ids = np.concatenate([piece["input_ids"] for piece in pieces]) if len(pieces) > 1 else pieces[0]["input_ids"]
+        offset = start // PIECE * PIECE
+        return ids[start - offset : stop - offset]
+
+    def _pieces(self, numbers: range) -> list[Record]:
+        shard = int(np.searchsorted(self._shard_start, numbers.start, side="right")) - 1  # a record lies in one shard
+        raw = self._readers[shard].read([int(n - self._shard_start[shard]) for n in numbers])
+        return [safetensors.numpy.load(piece) for piece in raw]
+
+
+def build(
+    source,
+    encode: Callable[[list[dict]], list[Record]],
+    *,
+    key: Mapping[str, object],
+    cache_dir: str | os.PathLike,
+    progress: bool = True,
+    data_dir: str | None = None,
+) -> Cache:
+    """The cache of a source's examples, from disk where it is there and whole.
+
+    `encode` gets lists of examples and may give more or fewer records than it got; a record without tokens is left
+    out. `key` (plain values) names whatever else the records depend on. Several processes may build at once: one
+    does, the others wait for it.
+    """
+    identity = {"format": FORMAT, "source": sources.fingerprint(source, data_dir), "key": dict(key)}
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    path = pathlib.Path(cache_dir).expanduser().absolute() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            try:
+                return Cache(path)
+            except ValueError as error:
+                print(f"tokenised cache {path}: {error}; building it anew", file=sys.stderr)
+                shutil.rmtree(path)
+        partial = path.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+        partial.mkdir()
+        try:
+            _write(partial, identity, sources.open_source(source, data_dir), encode, progress)
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return Cache(path)
+
+
+def _write(path: pathlib.Path, identity: dict, examples: Sequence[dict], encode: Callable, progress: bool) -> None:
+    """Encodes in this thread (the tokenizer has threads of its own) while others write the shards."""
+    lengths: list[int] = []
+    shard: list[bytes] = []
+    size = 0
+    written: list[concurrent.futures.Future] = []
+    with (
+        concurrent.futures.ThreadPoolExecutor(WRITERS) as pool,
+        tqdm.tqdm(total=len(examples), desc="tokenise", unit=" examples", disable=not progress) as bar,
+    ):
+        for record in _encoded(examples, encode, bar):
+            lengths.append(len(record["input_ids"]))
+            pieces = list(_cut(record))
+            shard += pieces
+            size += sum(map(len, pieces))
+            if size >= SHARD_BYTES:
+                if len(written) >= WRITERS:
+                    written[-WRITERS].result()  # so that few shards wait in memory
+                written.append(pool.submit(_write_shard, path / f"{len(written):05}.array_record", shard))
+                shard, size = [], 0
+        if shard:
+            written.append(pool.submit(_write_shard, path / f"{len(written):05}.array_record", shard))
+    if not lengths:
+        raise ValueError(
+            f"source: found no tokens in its {len(examples)} examples; allowed: one example with text or more"
+        )
+    np.save(path / "lengths.npy", np.array(lengths, np.int64))
+    _write_manifest(path, identity | {"shard_pieces": [future.result() for future in written]})
+
+
+def _encoded(examples: Sequence[dict], encode: Callable, bar: tqdm.tqdm) -> Iterator[Record]:
+    for start in range(0, len(examples), EXAMPLES_PER_CALL):
+        batch = [examples[i] for i in range(start, min(start + EXAMPLES_PER_CALL, len(examples)))]
+        yield from (record for record in encode(batch) if len(record["input_ids"]))
+        bar.update(len(batch))
+
+
+def _cut(record: Record) -> Iterator[bytes]:
+    """The record's pieces, as safetensors bytes."""
+    length = len(record["input_ids"])
+    arrays = {name: np.asarray(value, order="C") for name, value in record.items()}
+    for start in range(0, length, PIECE):
+        piece = {name: a[start : start + PIECE] for name, a in arrays.items() if a.ndim and len(a) == length}
+        yield safetensors.numpy.save(piece if start else arrays | piece)
+
+
+def _write_shard(file: pathlib.Path, pieces: list[bytes]) -> int:
+    """Uncompressed, one piece a chunk: made for reading at random."""
+    writer = ArrayRecordWriter(str(file), "group_size:1,uncompressed")
+    for piece in pieces:
+        writer.write(piece)
+    writer.close()
+    return len(pieces)
+
+
+def _write_manifest(path: pathlib.Path, content: dict) -> None:
+    manifest = content | {"files": _checksums(path)}
+    manifest["sha256"] = _checksum_of(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _verify(path: pathlib.Path) -> dict:
+    """The manifest of a cache in which every byte is as it was written."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        whole = manifest.pop("sha256") == _checksum_of(manifest)
+    except (OSError, ValueError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError("manifest.json is missing or damaged")
+    found = _checksums(path)
+    if damaged := sorted(file for file, checksum in manifest["files"].items() if found.get(file) != checksum):
+        raise ValueError(f"{', '.join(damaged)}: missing or damaged")
+    return manifest
+
+
+def _checksums(path: pathlib.Path) -> dict[str, str]:
+    def checksum(file: pathlib.Path) -> str:
+        with open(file, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+
+    files = sorted(file for file in path.iterdir() if file.name != "manifest.json")
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        return dict(zip([file.name for file in files], pool.map(checksum, files), strict=True))
+
+
+def _checksum_of(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
