@@ -57,8 +57,8 @@ class Manifest:
     step: int
     metrics: Mapping[str, float]
     monitor: str  # the metric that says which step is best
-    leaves: Mapping[str, tuple[str, list[int]]]  # "params/embed/tokens": ("float32", [512, 64])
-    files: Mapping[str, tuple[int, str]]  # "params/manifest.ocdbt": (bytes, SHA-256)
+    leaves: Mapping[str, Mapping[str, Any]]  # {"params/embed/tokens": {"dtype": "float32", "shape": [512, 64]}}
+    files: Mapping[str, Mapping[str, Any]]  # {"params/manifest.ocdbt": {"bytes": 113, "sha256": "…"}}
 
 
 class Checkpoints:
@@ -96,14 +96,12 @@ class Checkpoints:
         if step in self.steps:
             raise CheckpointError(f"step {step} is already saved in {self.directory}")
         parts = _parts(state)
-        manifest = Manifest(
-            step, {name: float(value) for name, value in (metrics or {}).items()}, self.monitor, _leaves(parts), {}
-        )
+        manifest = Manifest(step, dict(metrics or {}), self.monitor, _leaves(parts), files={})
         with self._explained(step):
             _delete(self.directory, step)  # what a killed process left, or a broken one
             self._broken.discard(step)
             response = ocp.save_checkpointables_async(self.directory / str(step), parts)
-        self._pending = self._thread.submit(self._commit, response, manifest)
+        self._pending = self._thread.submit(self._commit, response.result, manifest)
 
     def wait(self) -> None:
         """Until the last save is whole; raises the CheckpointError that it ended in, once."""
@@ -131,12 +129,12 @@ class Checkpoints:
         loaded = ocp.load_checkpointables(self.directory / str(manifest.step), _placed(parts))
         return dataclasses.replace(abstract_state, **loaded.pop("training"), **loaded), manifest.step
 
-    def _commit(self, response: ocp.AsyncResponse, manifest: Manifest) -> None:
+    def _commit(self, finish: Callable[[], Any], manifest: Manifest) -> None:
         """In the thread: Orbax's files, then the manifest, then the old ones go."""
         with self._explained(manifest.step):
-            response.result()
+            finish()
             folder = self.directory / str(manifest.step)
-            files = {name: (path.stat().length, _sha256(path)) for name, path in _files(folder)}
+            files = {name: {"bytes": path.stat().length, "sha256": _sha256(path)} for name, path in _files(folder)}
             _write_manifest(self.directory, dataclasses.replace(manifest, files=files))
         manifests = self._manifests()
         kept = {m.step for m in manifests[-self.keep_latest :] + _ranked(manifests, self.monitor)[: self.keep_best]}
@@ -184,8 +182,8 @@ def load_params(
     manifest, _ = _find(directory, step)
     part = "ema" if ema else "params"
     leaves = {
-        path.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(shape, _cast(jnp.dtype(name), dtype))
-        for path, (name, shape) in manifest.leaves.items()
+        path.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(leaf["shape"], _cast(jnp.dtype(leaf["dtype"]), dtype))
+        for path, leaf in manifest.leaves.items()
         if path.startswith(f"{part}/")
     }
     if not leaves:
@@ -264,18 +262,18 @@ def _read_manifest(directory: epath.Path, step: int) -> Manifest:
 
 
 def _check_files(directory: epath.Path, manifest: Manifest) -> None:
-    for name, (size, sha256) in manifest.files.items():
+    for name, expected in manifest.files.items():
         path = directory / str(manifest.step) / name
         if not path.exists():
             raise _BrokenError(f"{manifest.step}/{name} is missing")
-        if (found := path.stat().length) != size:
-            raise _BrokenError(f"{manifest.step}/{name} has {found:,} bytes; expected {size:,}")
-        if _sha256(path) != sha256:
+        if (size := path.stat().length) != expected["bytes"]:
+            raise _BrokenError(f"{manifest.step}/{name} has {size:,} bytes; expected {expected['bytes']:,}")
+        if _sha256(path) != expected["sha256"]:
             raise _BrokenError(f"{manifest.step}/{name} is damaged: its checksum does not match")
 
 
 def _check_fits(folder: epath.Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    text = lambda leaf: f"{leaf[0]}{list(leaf[1])}"  # noqa: E731
+    text = lambda leaf: f"{leaf['dtype']}{list(leaf['shape'])}"  # noqa: E731
     problems = [f"{path}: missing (expected {text(expected[path])})" for path in expected if path not in found]
     problems += [f"{path}: unexpected (found {text(found[path])})" for path in found if path not in expected]
     problems += [
@@ -294,10 +292,10 @@ def _parts(state: Any) -> dict[str, Any]:
     return {name: part for name, part in apart.items() if part is not None} | {"training": fields}
 
 
-def _leaves(tree: Any) -> dict[str, tuple[str, list[int]]]:
+def _leaves(tree: Any) -> dict[str, dict[str, Any]]:
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (str(leaf.dtype), list(leaf.shape))
+        jax.tree_util.keystr(path, simple=True, separator="/"): {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
         for path, leaf in leaves
     }
 

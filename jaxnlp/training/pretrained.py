@@ -32,7 +32,7 @@ def load(spec: Pretrained, initial: Params) -> dict[str, Any]:
 
 
 def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
-    """`initial` with the values of `loaded`, in `initial`'s shapes, dtypes, shardings and form (scanned or unrolled)."""
+    """The values of `loaded` in the shapes, dtypes, shardings and form (scanned or unrolled) of `initial`."""
     model = flatten_dict(initial, sep="/")
     checkpoint = flatten_dict(_as_in(initial, loaded), sep="/")
     fresh = _matching("fresh", spec.fresh, model, "the model")
