@@ -63,7 +63,7 @@ def _chain(*processors_logits_context):
     return logits
 
 
-def temperature(t: float) -> Processor:
+def temperature(t: float | int) -> Processor:
     """logits / t. Below 1 sharpens, above 1 flattens, and 0 leaves the best token alone: greedy."""
     if not 0 <= t < np.inf:
         raise ValueError(f"temperature={t}; allowed: 0 (greedy) and more")
@@ -72,7 +72,7 @@ def temperature(t: float) -> Processor:
 
 def _temperature(t, logits, context):
     def best():
-        return jnp.where(jnp.arange(logits.shape[1]) == jnp.argmax(logits, axis=1, keepdims=True), 0.0, -jnp.inf)
+        return jnp.where(jnp.arange(logits.shape[1])[None] == jnp.argmax(logits, axis=1, keepdims=True), 0.0, -jnp.inf)
 
     return lax.cond(t > 0, lambda: logits / t, best)
 
@@ -88,7 +88,7 @@ def _top_k(k, logits, context):
     return _from_threshold(logits, lambda above: above.sum(1) < k)
 
 
-def top_p(p: float) -> Processor:
+def top_p(p: float | int) -> Processor:
     """Keeps the best tokens until their probabilities add up to p (nucleus sampling: Holtzman et al., 2020)."""
     if not 0 < p <= 1:
         raise ValueError(f"top_p={p}; allowed: 0 < top_p <= 1")
@@ -122,8 +122,8 @@ def _from_threshold(logits: Logits, few: Callable[[Bool[Array, "B V"]], Bool[Arr
     return jnp.where(order >= threshold[:, None], logits, -jnp.inf)
 
 
-def repetition_penalty(penalty: float) -> Processor:
-    """Divides a positive and multiplies a negative logit of each token in the prompt or text (Keskar et al., 2019, CTRL)."""
+def repetition_penalty(penalty: float | int) -> Processor:
+    """Lowers the logits of the tokens that are there already: l / penalty, l * penalty if l < 0 (Keskar et al., 2019)."""
     if not 0 < penalty < np.inf:
         raise ValueError(f"repetition_penalty={penalty}; allowed: more than 0 (1: none)")
     return Partial(_repetition_penalty, np.float32(penalty))

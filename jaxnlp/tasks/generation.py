@@ -33,10 +33,10 @@ def generate(
     prompts: Sequence[str],
     *,
     max_new_tokens: int = 50,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float | None = None,
+    top_p: float | int | None = None,
+    repetition_penalty: float | int | None = None,
     processors: Sequence[Processor] = (),
     stop: Sequence[str] = (),
     seed: int = 0,
@@ -65,24 +65,23 @@ def generate(
     rows = [_Row(ids) for ids in _encode(tokenizer, prompts, model.config, max_new_tokens)]
 
     prompt, mask, n_new = _pad([row.prompt for row in rows], max_new_tokens, model.config.n_positions)
-    pad_id = tokenizer.pad_id or 0
-    state = decoding.start(None, prompt, mask, _keys(seed, prompts), max_new_tokens=n_new, pad_id=pad_id)
+    end_id = tokenizer.eos_id
+    state = decoding.start(None, prompt, mask, _keys(seed, prompts), max_new_tokens=n_new, pad_id=end_id)
     state = state.replace(state=_prefill(model, params, prompt, mask, n_slots=prompt.shape[1] + n_new))
     options = {
         "process": process,
         "choose": decoding.greedy if temperature == 0 else decoding.sample,
-        "end_id": -1 if tokenizer.eos_id is None else tokenizer.eos_id,
-        "pad_id": pad_id,
+        "end_id": end_id,
+        "pad_id": end_id,
     }
     chunk = 1 if on_text else CHUNK if stop else max_new_tokens
     for n_done in range(0, max_new_tokens, chunk):
         n_tokens = min(chunk, max_new_tokens - n_done)
         state = _extend(model, params, state, n_tokens, **options)
-        new, finished = np.array(state.context.new), np.array(state.finished)
+        new, finished = state.context.new.tolist(), state.finished.tolist()
         last = n_done + n_tokens == max_new_tokens
         for i, row in enumerate(rows):
-            ids = new[i, : n_done + n_tokens].tolist()
-            piece = row.read(ids, tokenizer, stop, last or finished[i])
+            piece = row.read(new[i][: n_done + n_tokens], tokenizer, stop, last or finished[i])
             if piece and on_text:
                 on_text(i, piece)
         if all(row.done for row in rows):
@@ -126,11 +125,8 @@ def _process(temperature, top_k, top_p, repetition_penalty, processors) -> Proce
 
 
 def _encode(tokenizer: Tokenizer, prompts: Sequence[str], config: Any, max_new_tokens: int) -> list[list[int]]:
-    begin = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    rows = [ids or ([] if begin is None else [begin]) for ids in tokenizer.encode_batch(list(prompts))]
+    rows = [ids or [tokenizer.bos_id] for ids in tokenizer.encode_batch(prompts)]
     for i, ids in enumerate(rows):
-        if not ids:
-            raise ValueError(f"prompt {i} is empty and the tokenizer has no begin or end token; allowed: some text")
         if len(ids) + max_new_tokens > config.n_positions:
             raise ValueError(
                 f"prompt {i} has {len(ids)} tokens and max_new_tokens={max_new_tokens}; "
