@@ -51,6 +51,9 @@ class Config:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}; allowed: 0 <= {name} < 1")
 
+    def build(self, heads: tuple[Classification, ...] = ()) -> "GPT":
+        return GPT(self, heads)
+
 
 def sized(n_layers: int, d_model: int, n_heads: int, **fields: Any) -> Config:
     """A Config with GPT-2's proportions: d_head = d_model / n_heads, d_ff = 4 d_model."""

@@ -1,0 +1,149 @@
+"""What a notebook holds of a run: its model, parameters and tokenizer, and the functions that use them.
+
+    run = load("runs/quickstart")
+    run.apply({"input_ids": ids})["logits"]           run.generate(["Once upon"])           run.predict(["…"])
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.nn.blocks import unstack_layers
+from jaxnlp.tasks import generation
+from jaxnlp.training import loop
+from jaxnlp.training.checkpoint import load_params
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.folder import open_run
+from jaxnlp.training.serialize import External
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A trained model with its tokenizer. `params` is a plain nested dict; `model` is used through `apply` alone."""
+
+    model: nn.Module
+    params: Mapping[str, Any]
+    tokenizer: Tokenizer
+    experiment: Experiment  # all that it was trained with
+    step: int  # of the checkpoint
+
+    @property
+    def config(self) -> Any:
+        """The model's sizes."""
+        return self.model.config
+
+    @property
+    def task(self) -> Any:
+        return self.experiment.task
+
+    def apply(self, inputs: Mapping[str, Any], *, outputs: Sequence[str] = ()) -> dict[str, Array]:
+        """The model's outputs for `input_ids` [B, T] and whatever else it takes by name, without dropout; jitted.
+
+        `outputs` asks for more: "attentions" (each layer's weights [B, H, T, T]), "hidden_states" (what enters each
+        layer, [B, T, D]). Raises ValueError for an id outside the vocabulary.
+        """
+        unknown = set(outputs) - {"attentions", "hidden_states"}
+        if unknown:
+            raise ValueError(f"outputs: no {', '.join(sorted(unknown))}; allowed: attentions, hidden_states")
+        ids = np.asarray(inputs["input_ids"])
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocab_size:
+            bad = ids.min() if ids.min() < 0 else ids.max()
+            raise ValueError(f"input_ids holds {bad}; allowed: 0 … {self.config.vocab_size - 1} (model.vocab_size)")
+        return _apply(self.model, self.params, dict(inputs), tuple(outputs))
+
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[str]:
+        """The text that goes on from each prompt: see `jaxnlp.tasks.generation.generate` for the options."""
+        if self.model.heads:
+            raise ValueError(f"this run has the heads {self.model.heads}, and no language model's output to generate with")
+        model, params = self._unrolled
+        return generation.generate(model, params, self.tokenizer, prompts, **options)
+
+    def predict(self, texts: Sequence[str], *, task: Any = None) -> list[dict[str, Any]]:
+        """What the task says of each text: a class with its probability, for instance."""
+        task = task or self.task
+        if isinstance(task, External):
+            raise ValueError(f"the run was trained on {task.name}, a task of your own: give it as task=")
+        if not hasattr(task, "predict"):
+            raise ValueError(f"{type(task).__name__} predicts nothing of a text; a language model has `generate`")
+        return task.predict(self.apply, self.tokenizer, texts)
+
+    @functools.cached_property
+    def _unrolled(self) -> tuple[nn.Module, Mapping[str, Any]]:
+        """The form that decodes fastest: each layer's weights in arrays of their own."""
+        if not self.config.scan:
+            return self.model, self.params
+        config = dataclasses.replace(self.config, scan=False)
+        return self.model.clone(config=config), jax.jit(unstack_layers)(self.params)
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    step: int | Literal["latest", "best"] = "latest",
+    ema: bool = False,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+) -> Run:
+    """The run in a folder.
+
+    Args:
+        step: the newest whole checkpoint, the one that was best on the validation part, or the one of that step.
+        ema: the moving average of the parameters instead of their last values.
+        mesh: the devices that hold the parameters, each all of them; None: the first device.
+        dtype: of parameters and activations, such as "bfloat16"; None: as the run was trained.
+
+    Raises:
+        FolderError: the folder is no run.
+        CheckpointError: it has no such step, or none that can be read.
+    """
+    folder = open_run(path)
+    experiment = folder.read_experiment()
+    config = experiment.model if dtype is None else dataclasses.replace(experiment.model, dtype=jnp.dtype(dtype).name)
+    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    params, step = load_params(folder.checkpoints, step, ema=ema, sharding=sharding, dtype=dtype)
+    heads = () if isinstance(experiment.task, External) else experiment.task.heads
+    return Run(config.build(heads), params, Tokenizer.load(folder.tokenizer), experiment, step)
+
+
+def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str | None = None) -> Run:
+    """Trains to the end, from the newest checkpoint in `workdir` if there is one, and loads the result.
+
+    The same loop as `jaxnlp train`: see `jaxnlp.training.loop.train` for what it raises.
+    """
+    loop.train(experiment, workdir, data_dir=data_dir)
+    return load(workdir, ema=experiment.ema is not None)
+
+
+def evaluate(run: Run, *, source: Any = None, data_dir: str | None = None) -> dict[str, float]:
+    """The task's metrics over the whole of `source`, by default the run's validation part."""
+    source = run.experiment.data.validation if source is None else source
+    if source is None or isinstance(source, External):
+        raise ValueError("the run names no validation part that can be read again: give it as source=")
+    experiment = dataclasses.replace(run.experiment, model=run.config)
+    return loop.evaluate(experiment, run.params, run.tokenizer, source, data_dir=data_dir)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _apply(model: nn.Module, params: Mapping[str, Any], inputs: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Array]:
+    if not outputs:
+        return model.apply({"params": params}, **inputs)
+    result, seen = model.apply({"params": params}, **inputs, mutable=["intermediates"])
+    return result | {name: _layers(seen["intermediates"]["blocks"], name) for name in outputs}
+
+
+def _layers(blocks: Mapping[str, Any], name: str) -> tuple[Array, ...]:
+    """What each layer put down under that name, first to last."""
+    of: Callable[[Mapping[str, Any]], Array] = lambda b: (b["attention"] if name == "attentions" else b)[name][0]  # noqa: E731
+    if "layers" in blocks:
+        return tuple(of(blocks["layers"]))
+    return tuple(of(blocks[str(i)]) for i in range(len(blocks)))

@@ -1,0 +1,283 @@
+"""The one loop: train(experiment, workdir), from tokeniser to report, and evaluate.
+
+A run goes on from the newest whole checkpoint in its folder. As a batch is a function of (seed, step) and everything
+else lies in the state, what follows is what would have followed without the interruption, bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnlp.data import cache, tokenizers
+from jaxnlp.data.batches import Batches
+from jaxnlp.data.sources import Source, open_source
+from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.training import pretrained
+from jaxnlp.training.checkpoint import Checkpoints
+from jaxnlp.training.experiment import Experiment, check_same_run, every
+from jaxnlp.training.folder import Folder, locked, open_run
+from jaxnlp.training.optim import optimizer, schedule
+from jaxnlp.training.progress import Progress
+from jaxnlp.training.report import MetricsWriter, write_report
+from jaxnlp.training.step import Trainer, TrainState
+
+log = logging.getLogger(__name__)
+
+
+class Preempted(SystemExit):
+    """SIGTERM came: the state is saved, and the same command goes on from there. Exit code 75 (EX_TEMPFAIL)."""
+
+    code = 75
+
+
+class NonFiniteLoss(SystemExit):
+    """The loss became NaN or infinite. Exit code 70 (EX_SOFTWARE)."""
+
+    code = 70
+
+
+def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str | None = None) -> Folder:
+    """Runs the experiment to its end in `workdir`, from the start or from the newest checkpoint there.
+
+    Raises:
+        FolderError: another training holds the folder.
+        ValueError: the folder holds another experiment, or the parts do not fit together.
+        Preempted, NonFiniteLoss: see there.
+    """
+    experiment.validate()
+    keep_compiled()
+    with locked(workdir) as folder, contextlib.closing(Checkpoints(
+        folder.checkpoints,
+        keep_latest=experiment.keep_latest,
+        keep_best=experiment.keep_best,
+        monitor=experiment.monitor,
+    )) as checkpoints:  # fmt: skip
+        experiment, tokenizer = settle(experiment, folder, data_dir)
+        trainer = trainer_for(experiment)
+        train_batches, validation = batches_for(experiment, tokenizer, data_dir)
+        example = next(iter(_calls(train_batches, 0, 1, 1)))
+        state = jax.jit(lambda key: trainer.init(_init(trainer, key), jax.tree.map(lambda x: x[0], example)))(
+            jax.random.key(experiment.seed)
+        )
+        start = 0
+        if checkpoints.steps:
+            state, start = checkpoints.restore(state)
+            folder.cut_metrics(start)
+        elif experiment.init is not None:
+            params = pretrained.load(experiment.init, state.params)
+            state = state.replace(params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
+        with MetricsWriter(folder) as writer, Progress(experiment.steps, start) as progress, _terminated() as terminated:
+            run = _Loop(experiment, trainer, checkpoints, writer, progress, terminated, validation, folder)
+            state = run.go(state, start, train_batches)
+        exhibits = trainer.task.show(trainer.model, state.params if state.ema is None else state.ema, tokenizer)
+        write_report(folder, exhibits)
+        return folder
+
+
+def evaluate(
+    experiment: Experiment, params: Any, tokenizer: Tokenizer, source: Source, *, data_dir: str | None = None
+) -> dict[str, float]:
+    """The task's metrics over the whole source: sums and weights of all batches, divided once."""
+    trainer = trainer_for(experiment)
+    batches = _batches(experiment, tokenizer, source, data_dir, seed=None)
+    return _evaluate(trainer, params, batches)
+
+
+def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tuple[Experiment, Tokenizer]:
+    """The experiment with nothing left open, and its tokenizer: the folder's, the checkpoint's, or a new one."""
+    base = None
+    if experiment.init is not None and (experiment.model is None or experiment.tokenizer is None):
+        base = open_run(experiment.init.run)
+        experiment = dataclasses.replace(experiment, model=experiment.model or base.read_experiment().model)
+    if folder.missing() and not folder.tokenizer.exists():
+        if experiment.tokenizer is None:
+            tokenizer = Tokenizer.load(base.tokenizer)
+        else:
+            source = open_source(experiment.data.train, data_dir)
+            texts = (text for i in range(len(source)) for text in experiment.task.texts(source[i]))
+            tokenizer = tokenizers.build(experiment.tokenizer, texts)
+    else:
+        tokenizer = Tokenizer.load(folder.tokenizer)
+    if tokenizer.vocab_size > experiment.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size={experiment.model.vocab_size}; "
+            f"allowed: {tokenizer.vocab_size} and more"
+        )
+    if folder.experiment.exists():
+        check_same_run(folder.read_experiment(), experiment)
+    tokenizer.save(folder.tokenizer)
+    folder.write_experiment(experiment)
+    return experiment, tokenizer
+
+
+def trainer_for(experiment: Experiment) -> Trainer:
+    return Trainer(
+        model=experiment.model.build(experiment.task.heads),
+        task=experiment.task,
+        optim=experiment.optim,
+        optimizer=optimizer(experiment.optim, experiment.steps),
+        seed=experiment.seed,
+        accumulate=experiment.accumulate,
+        ema=experiment.ema,
+    )
+
+
+def batches_for(experiment: Experiment, tokenizer: Tokenizer, data_dir: str | None) -> tuple[Batches, Batches | None]:
+    """Batches of the train part, endless, and of the validation part, once through."""
+    make = functools.partial(_batches, experiment, tokenizer, data_dir=data_dir)
+    validation = experiment.data.validation
+    train_batches = make(experiment.data.train, seed=experiment.seed)
+    if experiment.steps_per_call > 1 and len(train_batches.shapes) > 1:
+        raise ValueError(
+            f"steps_per_call={experiment.steps_per_call} with rows of {len(train_batches.shapes)} lengths "
+            f"({', '.join(map(str, train_batches.shapes))}); allowed: steps_per_call=1, or one bucket"
+        )
+    return train_batches, None if validation is None else make(validation, seed=None)
+
+
+def keep_compiled() -> None:
+    """Compiled programs outlive the process, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", os.fspath(pathlib.Path(home) / "jaxnlp" / "compiled"))
+
+
+@dataclasses.dataclass
+class _Loop:
+    """The moving parts of one training."""
+
+    experiment: Experiment
+    trainer: Trainer
+    checkpoints: Checkpoints
+    writer: MetricsWriter
+    progress: Progress
+    terminated: Any
+    validation: Batches | None
+    folder: Folder
+
+    def go(self, state: TrainState, start: int, batches: Batches) -> TrainState:
+        e = self.experiment
+        steps = jax.jit(self.trainer.train_steps, donate_argnums=0)
+        log_every, evaluate_every, save_every = (
+            every(fraction, e.steps, e.steps_per_call) for fraction in (e.log_every, e.evaluate_every, e.save_every)
+        )
+        step, since, tokens = start, time.perf_counter(), 0
+        for batch in _calls(batches, start, e.steps, e.steps_per_call):
+            state, sums = steps(state, batch)
+            step += len(batch["input_ids"])
+            tokens += _tokens(batch)
+            due = lambda interval: step % interval == 0 or step == e.steps  # noqa: B023, E731
+            if due(log_every) or due(save_every):
+                self._check_finite(state)
+            metrics: dict[str, float] = {}
+            if due(log_every):
+                metrics = self._log(state, step, tokens, time.perf_counter() - since)
+                state = state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
+                since, tokens = time.perf_counter(), 0
+            self.progress.update(step, metrics)
+            validated: dict[str, float] = {}
+            if self.validation is not None and due(evaluate_every):
+                began = time.perf_counter()
+                validated = _evaluate(self.trainer, state.params if state.ema is None else state.ema, self.validation)
+                self.writer.write(step, "validation", {**validated, "seconds": time.perf_counter() - began})
+                self.progress.validated(step, validated)
+                write_report(self.folder)
+                since += time.perf_counter() - began
+            if due(save_every) or self.terminated():
+                self._check_finite(state)
+                self.checkpoints.save(step, state, validated)
+            if self.terminated() and step < e.steps:
+                self.checkpoints.wait()
+                raise Preempted(f"terminated at step {step}: saved in {self.folder.path}; the same command goes on")
+        self.checkpoints.wait()
+        return state
+
+    def _log(self, state: TrainState, step: int, tokens: int, seconds: float) -> dict[str, float]:
+        metrics = self.trainer.task.metrics(_means(state.sums))
+        metrics["learning_rate"] = float(schedule(self.experiment.optim, self.experiment.steps)(step - 1))
+        metrics |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
+        self.writer.write(step, "train", metrics)
+        return metrics
+
+    def _check_finite(self, state: TrainState) -> None:
+        bad = int(state.bad_step)
+        if bad < 0:
+            return
+        self.checkpoints.wait()
+        good = self.checkpoints.steps
+        last = f"the last good checkpoint is step {good[-1]} in {self.folder.path}" if good else "there is no checkpoint"
+        raise NonFiniteLoss(f"the loss of step {bad} is not finite; {last}. Try a lower optim.lr or more optim.warmup")
+
+
+def _evaluate(trainer: Trainer, params: Any, batches: Batches) -> dict[str, float]:
+    sums = None
+    for batch in _calls(batches, 0, batches.steps_per_epoch, 1):
+        new = _eval_step(trainer, params, jax.tree.map(lambda x: x[0], batch))
+        sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
+    return trainer.task.metrics(_means(sums))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _eval_step(trainer, params, batch):
+    return trainer.eval_step(params, batch)
+
+
+def _means(sums: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in jax.device_get(sums).items()}
+
+
+def _init(trainer: Trainer, key: jax.Array) -> Any:
+    return trainer.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def _batches(
+    experiment: Experiment, tokenizer: Tokenizer, source: Source, data_dir: str | None, seed: int | None
+) -> Batches:
+    task = experiment.task
+    encoded = cache.build(
+        source,
+        functools.partial(task.encode, tokenizer=tokenizer),
+        key={**task.key, "tokenizer": tokenizer.fingerprint},
+        data_dir=data_dir,
+    )
+    return task.batches(encoded, tokenizer, batch_size=experiment.batch_size, seed=seed)
+
+
+def _calls(batches: Batches, start: int, stop: int, size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches start … stop - 1, made ahead by other threads, stacked by `size` up to the next multiple of it."""
+    first = min(-start % size, stop - start)
+    steps = grain.MapDataset.range(start, stop).map(batches)
+    for part, n in ((steps[:first], max(first, 1)), (steps[first:], size)):
+        yield from part.batch(n).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
+
+
+def _tokens(batch: Mapping[str, np.ndarray]) -> int:
+    """Real tokens among the inputs."""
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].size
+
+
+@contextlib.contextmanager
+def _terminated():
+    """A function that says whether SIGTERM has come; the signal itself only leaves the note."""
+    came: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    except ValueError:  # not the main thread, as in some notebooks: then nobody sends it here
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,237 @@
+"""GPT-2 against transformers (stored arrays), and what must hold of any decoder."""
+
+import dataclasses
+import functools
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnlp.losses import blocked_cross_entropy
+from jaxnlp.models import gpt, heads
+from jaxnlp.nn.blocks import stack_layers, unstack_layers
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+ORACLE = runpy.run_path(str(GOLDEN / "gpt2.py"))
+BATCHES = {k: {n: jnp.asarray(x, jnp.int32) for n, x in b.items()} for k, b in ORACLE["inputs"]().items()}
+CONFIG = gpt.sized(2, 32, 4, vocab_size=61, n_positions=24, dropout=0.0, attention_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return dict(np.load(GOLDEN / "gpt2.npz"))
+
+
+@pytest.fixture(scope="module")
+def params(golden):
+    arrays = {k.removeprefix("params/"): v for k, v in golden.items() if k.startswith("params/")}
+    return jax.tree.map(jnp.asarray, ORACLE["params_of"](arrays))
+
+
+# Every batch in the plain form, and every other form on one batch.
+FORMS = [(False, "none", name) for name in BATCHES] + [
+    (False, "full", "right"),
+    (True, "none", "right"),
+    (True, "dots", "right"),
+    (True, "full", "left"),
+]
+
+
+def loss_of(config, params, batch):
+    """The mean over real next tokens, as the oracle counts it."""
+    out = gpt.GPT(config).apply({"params": params}, **batch, logits=False)["unembedding"]
+    real = batch.get("attention_mask", jnp.ones_like(batch["input_ids"])) != 0
+    counted = (real[:, 1:] & real[:, :-1]).astype(jnp.float32)
+    total, weight = blocked_cross_entropy(
+        out.hidden[:, :-1], out.table, batch["input_ids"][:, 1:], counted, vocab_size=out.vocab_size
+    )
+    return total / weight
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    """max|a - b| <= tolerance * max|b|, or the same absolutely where the gradient is zero by mathematics."""
+    error = np.max(np.abs(np.asarray(found) - expected))
+    assert error <= tolerance * max(np.max(np.abs(expected)), 1e-2), error
+
+
+@pytest.mark.parametrize(("scan", "remat", "name"), FORMS)
+def test_equals_transformers(scan, remat, name, params, golden):
+    config, batch = dataclasses.replace(CONFIG, scan=scan, remat=remat), BATCHES[name]
+    own = stack_layers(params) if config.scan else params
+    logits = gpt.GPT(config).apply({"params": own}, **batch)["logits"]
+    real = np.asarray(batch.get("attention_mask", np.ones_like(batch["input_ids"]))) != 0
+    assert logits.shape == (*real.shape, 61)
+    assert_close(logits[real], golden[f"{name}/logits"][real])
+
+    loss, gradient = jax.jit(jax.value_and_grad(functools.partial(loss_of, config)))(own, batch)
+    assert_close(loss, golden[f"{name}/loss"])
+    gradient = unstack_layers(gradient) if config.scan else gradient
+    expected = ORACLE["params_of"](
+        {k.removeprefix(f"{name}/gradient/"): v for k, v in golden.items() if k.startswith(f"{name}/gradient/")}
+    )
+    jax.tree.map(assert_close, gradient, expected)
+
+
+def test_parameter_names_and_shapes():
+    params = jax.eval_shape(gpt.GPT(CONFIG).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    flat = {jax.tree_util.keystr(k, simple=True, separator="/"): x.shape for k, x in jax.tree.leaves_with_path(params)}
+    block = {
+        "attention/out/bias": (32,),
+        "attention/out/kernel": (4, 8, 32),
+        "attention/qkv/bias": (3, 4, 8),
+        "attention/qkv/kernel": (32, 3, 4, 8),
+        "mlp/in/bias": (128,),
+        "mlp/in/kernel": (32, 128),
+        "mlp/out/bias": (32,),
+        "mlp/out/kernel": (128, 32),
+        "norm_1/bias": (32,),
+        "norm_1/scale": (32,),
+        "norm_2/bias": (32,),
+        "norm_2/scale": (32,),
+    }
+    assert flat == {
+        **{f"blocks/{i}/{name}": shape for i in range(2) for name, shape in block.items()},
+        "embed/positions": (24, 32),
+        "embed/tokens": (128, 32),
+        "norm/bias": (32,),
+        "norm/scale": (32,),
+    }
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_initial_values_are_gpt2s(scan):
+    """N(0, 0.02²), but 0.02 / sqrt(2 L) into the residual stream; biases 0, scales 1: Radford et al., 2019, section 2.3."""
+    config = gpt.sized(8, 256, 4, vocab_size=512, n_positions=512, scan=scan)
+    params = jax.jit(gpt.GPT(config).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    block = unstack_layers(params)["blocks"]["5"] if scan else params["blocks"]["5"]
+    for leaf, std in [
+        (params["embed"]["tokens"], 0.02),
+        (params["embed"]["positions"], 0.02),
+        (block["attention"]["qkv"]["kernel"], 0.02),
+        (block["mlp"]["in"]["kernel"], 0.02),
+        (block["attention"]["out"]["kernel"], 0.02 / 4),
+        (block["mlp"]["out"]["kernel"], 0.02 / 4),
+    ]:
+        np.testing.assert_allclose(np.std(leaf), std, rtol=0.02)
+        assert abs(np.mean(leaf)) < std / 50
+    assert not np.any(block["attention"]["qkv"]["bias"])
+    assert np.all(block["norm_1"]["scale"] == 1)
+
+
+def test_number_of_parameters_is_the_papers():
+    """The exact counts of the published checkpoints, their 50,257 rows padded to 50,304."""
+    for name, published in {
+        "gpt2": 124_439_808,
+        "gpt2-medium": 354_823_168,
+        "gpt2-large": 774_030_080,
+        "gpt2-xl": 1_557_611_200,
+    }.items():
+        config = gpt.VARIANTS[name]
+        shapes = jax.eval_shape(gpt.GPT(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+        count = sum(x.size for x in jax.tree.leaves(shapes))
+        assert count - (50304 - 50257) * config.d_model == published
+
+
+def test_no_token_sees_a_later_one(params):
+    """d logits_t / d x_s = 0 for s > t, and not 0 for s <= t."""
+    model = gpt.GPT(CONFIG)
+
+    def at(tokens, t):
+        table = params["embed"] | {"tokens": tokens}
+        out = model.apply({"params": params | {"embed": table}}, jnp.arange(10)[None])
+        return jnp.square(out["last_hidden_state"][0, t]).sum()
+
+    gradient = jax.vmap(jax.grad(at), in_axes=(None, 0))(jnp.asarray(params["embed"]["tokens"]), jnp.arange(10))
+    touched = np.abs(gradient[:, :10]).max(-1) > 0  # [t, s]: token s of the input is row s of the table
+    np.testing.assert_array_equal(touched, np.tri(10, dtype=bool))
+
+
+def test_packed_documents_equal_documents_apart(params):
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(0, 61, (1, 7)), rng.integers(0, 61, (1, 9))
+    apply = lambda **batch: gpt.GPT(CONFIG).apply(  # noqa: E731
+        {"params": params}, **{k: jnp.asarray(x, jnp.int32) for k, x in batch.items()}
+    )["logits"]
+    packed = apply(
+        input_ids=np.concatenate([first, second, [[0] * 3]], 1),
+        segment_ids=[[1] * 7 + [2] * 9 + [0] * 3],
+        position_ids=[[*range(7), *range(9), 0, 0, 0]],
+    )
+    np.testing.assert_allclose(packed[:, :7], apply(input_ids=first), atol=1e-5)
+    np.testing.assert_allclose(packed[:, 7:16], apply(input_ids=second), atol=1e-5)
+
+
+def test_content_of_padding_changes_nothing(params):
+    batch = BATCHES["left"]
+    other = batch | {"input_ids": jnp.where(batch["attention_mask"] == 0, 7, batch["input_ids"])}
+    a, b = (gpt.GPT(CONFIG).apply({"params": params}, **x)["logits"] for x in (batch, other))
+    real = np.asarray(batch["attention_mask"]) != 0
+    np.testing.assert_array_equal(a[real], b[real])
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_cached_equals_uncached(scan, params):
+    """Prefill of 6, then one by one, with left padding: the logits of the whole sequence at once."""
+    config = dataclasses.replace(CONFIG, scan=scan)
+    model, own = gpt.GPT(config), stack_layers(params) if scan else params
+    batch = BATCHES["left"]
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    expected = model.apply({"params": own}, **batch)["logits"]
+    cache = model.init_cache(3, 24)
+    step = jax.jit(lambda ids, mask, cache: model.apply({"params": own}, ids, mask, cache=cache))
+    found = []
+    for start, stop in [(0, 6), *((t, t + 1) for t in range(6, 20))]:
+        out = step(ids[:, start:stop], mask[:, start:stop], cache)
+        cache = out["cache"]
+        found.append(out["logits"])
+    real = np.asarray(mask) != 0
+    np.testing.assert_allclose(np.concatenate(found, 1)[real], expected[real], atol=2e-5)
+
+
+def test_dropout_is_where_gpt2_has_it(params):
+    """Without a key it is an error; with one, two keys differ, and rate 0 in each place alone changes nothing."""
+    ids = BATCHES["plain"]["input_ids"]
+    apply = lambda config, key: gpt.GPT(config).apply(  # noqa: E731
+        {"params": params}, ids, deterministic=False, rngs={"dropout": jax.random.key(key)}
+    )["logits"]
+    plain = gpt.GPT(CONFIG).apply({"params": params}, ids)["logits"]
+    np.testing.assert_array_equal(apply(CONFIG, 0), plain)
+    for field in ("dropout", "attention_dropout"):
+        config = dataclasses.replace(CONFIG, **{field: 0.3})
+        assert not np.allclose(apply(config, 0), plain)
+        assert not np.allclose(apply(config, 0), apply(config, 1))
+        # no two rows of a batch share a mask
+        same = jnp.tile(ids[:1], (2, 1))
+        rows = gpt.GPT(config).apply({"params": params}, same, deterministic=False, rngs={"dropout": jax.random.key(0)})
+        assert not np.allclose(rows["logits"][0], rows["logits"][1])
+
+
+@pytest.mark.parametrize("pooling", ["first", "last", "mean"])
+def test_classification_reads_real_tokens(pooling, params):
+    model = gpt.GPT(CONFIG, (heads.Classification(5, pooling),))
+    own = {**params, "heads": {"classification": {"kernel": jnp.linspace(-1, 1, 160).reshape(32, 5)}}}
+    batch = BATCHES["left"]
+    out = model.apply({"params": own}, **batch)
+    hidden, real = np.asarray(out["last_hidden_state"]), np.asarray(batch["attention_mask"]) != 0
+    for row in range(3):
+        tokens = hidden[row][real[row]]
+        pooled = {"first": tokens[0], "last": tokens[-1], "mean": tokens.mean(0)}[pooling]
+        np.testing.assert_allclose(out["logits"][row], pooled @ own["heads"]["classification"]["kernel"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gpt.sized(2, 128, 7), r"n_heads=7 does not divide model.d_model=128; allowed: 1, 2, 4, 8"),
+        (lambda: gpt.Config(n_layers=0), r"model.n_layers=0; allowed: 1 and more"),
+        (lambda: gpt.Config(dropout=1.0), r"model.dropout=1.0; allowed"),
+        (lambda: gpt.GPT(CONFIG).init(jax.random.key(0), jnp.zeros((1, 25), jnp.int32)), r"length 25; .*n_positions=24"),
+        (lambda: gpt.GPT(CONFIG).init_cache(1, 25), r"25 slots; .*n_positions=24"),
+    ],
+)
+def test_bad_sizes_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
