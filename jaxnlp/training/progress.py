@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, a line now and then where there is none. All on stderr."""
+"""What a person sees while a run trains: a bar on a terminal, now and then a line elsewhere. All on stderr."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-QUIET_SECONDS = 15.0  # between two lines of a run that no terminal shows
+QUIET_SECONDS = 10.0  # between two lines of a run that no terminal shows
 HIDDEN = ("learning_rate", "tokens_per_second", "seconds")  # in metrics.jsonl, but not in a line about how good it is
 
 

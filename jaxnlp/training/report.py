@@ -1,0 +1,270 @@
+"""Draws what a person sees of a run: report.html, one file that opens offline in light and dark, and loss.png.
+
+write_report(folder, exhibits)    from metrics.jsonl, experiment.json and what the task shows (Table, Samples)
+MetricsWriter(folder)             metrics.jsonl and TensorBoard events
+"""
+
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from tensorboardX import SummaryWriter
+
+from jaxnlp.tasks.task import Samples, Table
+from jaxnlp.training.files import write_atomically
+from jaxnlp.training.folder import Folder
+from jaxnlp.training.progress import clock
+
+Record = Mapping[str, Any]  # a line of metrics.jsonl
+Exhibit = Table | Samples
+
+TIMING = ("learning_rate", "tokens_per_second", "seconds")
+NAMES = {"bits_per_byte": "bits per byte", "exact_match": "exact match", "tokens_per_second": "tokens/s"}
+
+# Colours of a drawing. In the page they are looked up by name, so that one drawing serves light and dark.
+LIGHT = {"ink": "#1f2328", "muted": "#7a828c", "line": "#d9dde2", "train": "#9bb8d9", "validation": "#1f5fa8"}
+DARK = {"ink": "#e4e7eb", "muted": "#8b949e", "line": "#30363d", "train": "#3d628c", "validation": "#79b8ff"}
+PLACEHOLDERS = {name: f"#0000{i:02x}" for i, name in enumerate(LIGHT, start=1)}
+
+
+class MetricsWriter:
+    """A context that writes each line of metrics to metrics.jsonl and to TensorBoard's events."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+        done = folder.read_metrics()
+        # TensorBoard drops what an interrupted run had written after the step from which this one goes on.
+        self._events = SummaryWriter(
+            str(folder.path), purge_step=done[-1]["step"] + 1 if done else 0, write_to_disk=True
+        )
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._events.close()
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        self.folder.append_metrics({"step": step, "split": split, **metrics})
+        for name, value in metrics.items():
+            self._events.add_scalar(f"{name}/{split}", value, step)
+
+
+def write_report(folder: Folder, exhibits: Sequence[Exhibit] = ()) -> None:
+    """Draws report.html and loss.png anew from what lies in the folder."""
+    records = folder.read_metrics()
+    experiment = json.loads(folder.experiment.read_text())
+    write_atomically(folder.path / "loss.png", loss_png(records))
+    write_atomically(folder.report, page(folder.path.name, records, experiment, exhibits))
+
+
+# Drawings
+
+
+def loss_png(records: Sequence[Record]) -> bytes:
+    figure, axes = _figure(LIGHT, width=7.0, height=4.0)
+    _curves(axes, records, "loss", LIGHT)
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+        return file.getvalue()
+
+
+def svg(records: Sequence[Record], metric: str, *, width: float = 10.0, height: float = 3.8) -> str:
+    """The curves of one metric as inline SVG whose colours are the page's variables."""
+    figure, axes = _figure(PLACEHOLDERS, width=width, height=height)
+    _curves(axes, records, metric, PLACEHOLDERS)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": metric}), io.StringIO() as file:
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        drawing = file.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>| xmlns(:xlink)?=\"[^\"]*\"", "", drawing, flags=re.DOTALL)
+    # Names that no other drawing in the page has.
+    drawing = re.sub(r"\bid=\"|href=\"#|url\(#", lambda found: f"{found[0]}{metric}-", drawing)
+    for name, colour in PLACEHOLDERS.items():
+        drawing = drawing.replace(colour, f"var(--{name})")
+    return re.sub(
+        r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(_name(metric))}"', drawing, count=1
+    )
+
+
+def _figure(colours: Mapping[str, str], width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(colours["line"])
+    axes.grid(axis="y", color=colours["line"], linewidth=0.6)
+    axes.tick_params(colors=colours["muted"], labelsize=9, length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _curves(axes: Axes, records: Sequence[Record], metric: str, colours: Mapping[str, str]) -> None:
+    for split, width in (("train", 1.2), ("validation", 1.8)):
+        points = [(r["step"], r[metric]) for r in records if r["split"] == split and _finite(r.get(metric))]
+        if not points:
+            continue
+        marker = "o" if split == "validation" or len(points) == 1 else None
+        axes.plot(*zip(*points), color=colours[split], linewidth=width, marker=marker, markersize=3.2, label=split)
+    if metric == "tokens_per_second":
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    if metric == "learning_rate":
+        axes.set_ylim(bottom=0)
+    axes.set_title(_name(metric), loc="left", color=colours["ink"], fontsize=11)
+    axes.set_xlabel("step", color=colours["muted"], fontsize=9, loc="right")
+    handles, labels = axes.get_legend_handles_labels()
+    if metric == "loss" and len(labels) > 1:  # the colours say the same in the smaller drawings
+        axes.legend(handles, labels, frameon=False, fontsize=9, labelcolor=colours["ink"], loc="upper right")
+
+
+# The page
+
+
+def page(name: str, records: Sequence[Record], experiment: Mapping[str, Any], exhibits: Sequence[Exhibit] = ()) -> str:
+    """The whole HTML document; `experiment` is the content of experiment.json."""
+    last = records[-1]["step"] if records else 0
+    found = dict.fromkeys(metric for record in records for metric in record)
+    # Perplexity is exp(loss): the same curve.
+    quality = [metric for metric in found if metric not in ("step", "split", "loss", "perplexity", *TIMING)]
+    small = [*quality, *(metric for metric in ("learning_rate", "tokens_per_second") if metric in found)]
+    parts = [
+        f"<header><h1>{escape(name)}</h1><p>{escape(_summary(experiment, last))}</p></header>",
+        _tiles(records),
+    ]
+    if records:
+        figures = "".join(f"<figure>{svg(records, metric, width=3.6, height=2.3)}</figure>" for metric in small)
+        parts.append(f"<section><figure>{svg(records, 'loss')}</figure><div class=grid>{figures}</div></section>")
+    parts += [_exhibit(exhibit) for exhibit in exhibits]
+    parts.append(_configuration(experiment))
+    variables = ["".join(f"--{name}:{colour};" for name, colour in theme.items()) for theme in (LIGHT, DARK)]
+    return PAGE.format(title=escape(name), style=STYLE, light=variables[0], dark=variables[1], body="\n".join(parts))
+
+
+def _summary(experiment: Mapping[str, Any], last: int) -> str:
+    """ "classification, gpt, step 200 of 200"."""
+    kinds = [experiment[part]["type"].split(".")[2] for part in ("task", "model") if "type" in (experiment[part] or {})]
+    kinds = [kind.replace("_", " ") for kind in kinds]
+    return ", ".join([*kinds, f"step {last:,} of {experiment['steps']:,}"])
+
+
+def _tiles(records: Sequence[Record]) -> str:
+    """The figures that a person looks for first: the last evaluation, speed and time."""
+    tiles = []
+    evaluations = [r for r in records if r["split"] == "validation"]
+    if evaluations:
+        final = {name: value for name, value in evaluations[-1].items() if name not in ("step", "split", *TIMING)}
+        tiles += [(f"validation {_name(name)}", _number(value)) for name, value in final.items()]
+    training = [r for r in records if r["split"] == "train"]
+    if not evaluations and training:
+        tiles.append(("train loss", _number(training[-1]["loss"])))
+    if speeds := sorted(r["tokens_per_second"] for r in training if "tokens_per_second" in r):
+        tiles.append(("tokens/s, median", f"{speeds[len(speeds) // 2]:,.0f}"))
+    if seconds := sum(r.get("seconds", 0.0) for r in records):
+        tiles.append(("training and evaluation", clock(seconds)))
+    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles)
+    return f"<dl class=tiles>{shown}</dl>"
+
+
+def _exhibit(exhibit: Exhibit) -> str:
+    if isinstance(exhibit, Samples):
+        texts = "".join(
+            f"<blockquote><span class=given>{escape(given)}</span>{escape(made)}</blockquote>"
+            for given, made in exhibit.texts
+        )
+        return f"<section><h2>{escape(exhibit.title)}</h2>{texts}</section>"
+    return f"<section><h2>{escape(exhibit.title)}</h2>{_table(exhibit.columns, exhibit.rows)}</section>"
+
+
+def _configuration(experiment: Mapping[str, Any]) -> str:
+    """Every field of the experiment under its option's name, grouped by what it belongs to."""
+    groups: dict[str, list[tuple[str, str]]] = {"run": []}
+    for name, value in experiment.items():
+        if isinstance(value, dict) and "type" in value:
+            kind = ".".join(value["type"].split(".")[-2:])
+            groups[f"{name}: {kind}"] = [
+                row for key, inner in value.items() if key != "type" for row in _flat(key, inner)
+            ]
+        elif name != "type":
+            groups["run"] += _flat(name, value)
+    tables = "".join(f"<div><h3>{escape(title)}</h3>{_table((), rows)}</div>" for title, rows in groups.items())
+    return f"<section><h2>Configuration</h2><div class=grid>{tables}</div></section>"
+
+
+def _flat(name: str, value: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from [(name, str(inner))] if key in ("type", "external") else _flat(f"{name}.{key}", inner)
+    else:
+        yield name, "none" if value is None else str(value)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
+    return f"<table>{f'<thead><tr>{head}</tr></thead>' if head else ''}<tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    """The rest of a <td> tag and its content."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f" class=number>{_number(value)}" if number else f">{escape(str(value))}"
+
+
+def _number(value: float) -> str:
+    """1234567 -> "1,234,567", 0.123456 -> "0.1235", 12345.6 -> "12,346"."""
+    if isinstance(value, int) or not math.isfinite(value):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _name(metric: str) -> str:
+    return NAMES.get(metric, metric.replace("_", " "))
+
+
+STYLE = """
+body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
+  font: 15px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; font-weight: 600; margin: 0; } h2 { font-size: 1.05rem; font-weight: 600; margin: 0 0 .8rem; }
+h3 { overflow-wrap: anywhere; font-size: .85rem; font-weight: 500; color: var(--muted); margin: 0 0 .3rem; }
+header p { color: var(--muted); margin: .2rem 0 0; } section { margin-top: 2.5rem; } figure { margin: 0; }
+svg { width: 100%; height: auto; display: block; } svg text { font-family: inherit !important; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1.5rem 2rem; }
+.tiles { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; margin: 1.8rem 0 0; }
+dt { color: var(--muted); font-size: .82rem; } dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+blockquote { margin: 0 0 .8rem; padding: .7rem 1rem; border-left: 2px solid var(--validation); background: var(--panel);
+  white-space: pre-wrap; overflow-wrap: anywhere; font: 13.5px/1.55 ui-monospace, monospace; }
+.given { color: var(--muted); } table { border-collapse: collapse; width: 100%; font-size: .85rem; }
+th, td { text-align: left; vertical-align: top; padding: .22rem .8rem .22rem 0; border-bottom: 1px solid var(--line);
+  overflow-wrap: anywhere; }
+th { font-weight: 500; color: var(--muted); } .number { font-variant-numeric: tabular-nums; }
+"""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+:root {{ {light} --paper: #fff; --panel: #f6f8fa; }}
+@media (prefers-color-scheme: dark) {{ :root {{ {dark} --paper: #0d1117; --panel: #161b22; }} }}
+{style}</style>
+{body}
+</html>
+"""
