@@ -10,6 +10,8 @@ means evaluation: one pass in order, the last batch filled up with rows of weigh
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -218,3 +220,48 @@ def padded(
         powers = [SMALLEST_BUCKET << i for i in range(32)]
         buckets = (*(b for b in powers if b < max_length), max_length)
     return Padded(cache, batch_size, max_length, pad_id, seed, buckets)
+
+
+# Both ----------------------------------------------------------------------------------------------------------------
+
+
+class Batches(Protocol):
+    """What `windows` and `padded` give: batch(step, rows) -> {name: array}."""
+
+    steps_per_epoch: int
+    shapes: tuple[tuple[int, int], ...]  # the few [B, T] that occur
+
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """Batches with something done to each: a task adds what it needs of the host."""
+
+    batches: Batches
+    function: Callable[[Batch], Batch]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.batches.steps_per_epoch
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        return self.batches.shapes
+
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+        return self.function(self.batches(step, rows))
+
+
+def pad(rows: Sequence[Sequence[int]], *, pad_id: int) -> Batch:
+    """Rows of any length as input_ids and attention_mask, [B, T] with T from few sizes; a batch made by hand.
+
+    >>> pad([[5, 6], [7]], pad_id=0)["input_ids"][:, :3]
+    array([[5, 6, 0], [7, 0, 0]])
+    """
+    longest = max(map(len, rows))
+    width = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
+    ids, mask = np.full([len(rows), width], pad_id, np.int32), np.zeros([len(rows), width], np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    return {"input_ids": ids, "attention_mask": mask}

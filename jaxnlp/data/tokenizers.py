@@ -21,6 +21,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import tokenizers
 from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -85,6 +86,17 @@ class Tokenizer:
         if not ids:
             raise ValueError(f"tokenizer: found none of the special tokens {', '.join(names)} in its vocabulary")
         return ids[0]
+
+    @functools.cached_property
+    def byte_lengths(self) -> np.ndarray | None:
+        """UTF-8 bytes of the text that each id stands for, 0 for special ones; None where text is not kept exactly."""
+        if isinstance(self.backend.model, models.WordPiece):
+            return None
+        special = self.backend.get_added_tokens_decoder()
+        tokens = ["" if i in special else self.token(i) for i in range(self.vocab_size)]
+        if isinstance(self.backend.decoder, decoders.ByteLevel):  # whose alphabet has one character a byte
+            return np.array([len(token) for token in tokens], np.int32)
+        return np.array([len(token.encode()) for token in tokens], np.int32)
 
     @functools.cached_property
     def fingerprint(self) -> str:

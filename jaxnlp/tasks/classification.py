@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from jaxnlp.data import batches
 from jaxnlp.data.cache import Cache
@@ -25,9 +26,7 @@ class Classification:
 
     labels: tuple[str, ...]  # names of the classes, in the order of the head's outputs
     text: str = "text"  # the feature that holds the text
-    label: str = "label"  # the feature that holds the class: its index among the source's names, or its name
-    names: tuple[str, ...] | None = None  # the source's names by index, where they are not `labels`
-    ignore: tuple[str, ...] = ()  # classes whose examples are left out
+    label: str = "label"  # the feature that holds the class: its index among `labels`, or its name; -1: unlabelled
     length: int = 256  # tokens a row at most: a longer text keeps its beginning
     buckets: tuple[int, ...] | None = None  # padded lengths, so that short texts cost less
 
@@ -37,46 +36,38 @@ class Classification:
 
     @property
     def key(self) -> dict[str, Any]:
-        fields = dataclasses.asdict(self)
-        return {"task": "classification", **{k: v for k, v in fields.items() if k != "buckets"}}
+        return {"task": "classification", "text": self.text, "label": self.label, "labels": self.labels, "length": self.length}
 
     def texts(self, example: Mapping[str, Any]) -> Sequence[str]:
         return (require(example, self.text, "text"),)
 
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
         """{"text": "ab", "label": 1} -> {"input_ids": [5, 6, 0], "label": 1} where 0 is the end token."""
-        examples = [example for example in examples if self._name(example) not in self.ignore]
+        labels = [self._index(example) for example in examples]
         ids = self.features([self.texts(example)[0] for example in examples], tokenizer)
-        return [{"input_ids": i, "label": np.int32(self._index(e))} for i, e in zip(ids, examples, strict=True)]
+        return [{"input_ids": i, "label": np.int32(y)} for i, y in zip(ids, labels, strict=True) if y >= 0]
 
     def features(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
         """The texts' ids, at most length - 1 of each, and the end token."""
-        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        return [
-            np.asarray([*ids[: self.length - len(end)], *end], np.int32) for ids in tokenizer.encode_batch(list(texts))
-        ]
-
-    def _name(self, example: Mapping[str, Any]) -> str:
-        value = require(example, self.label, "label")
-        names = self.names or self.labels
-        if isinstance(value, str):
-            return value
-        if not 0 <= int(value) < len(names):
-            raise ValueError(f"{self.label}={int(value)} in the data; allowed: 0 … {len(names) - 1} ({', '.join(names)})")
-        return names[int(value)]
+        ids = tokenizer.encode_batch(texts)
+        return [np.asarray([*row[: self.length - 1], tokenizer.eos_id], np.int32) for row in ids]
 
     def _index(self, example: Mapping[str, Any]) -> int:
-        name = self._name(example)
-        if name not in self.labels:
-            raise ValueError(f"{self.label}={name!r} in the data; allowed: {', '.join(self.labels)}")
-        return self.labels.index(name)
+        """The class's index, or -1 of an example that has none, as TFDS marks it: such examples are left out."""
+        value = require(example, self.label, "label")
+        if value in self.labels:
+            return self.labels.index(value)
+        if isinstance(value, str) or not -1 <= value < len(self.labels):
+            names = ", ".join(self.labels)
+            raise ValueError(f"{self.label}={value!r} in the data; allowed: -1 … {len(self.labels) - 1}, or {names}")
+        return int(value)
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
         return batches.padded(
             cache,
             batch_size=batch_size,
             max_length=self.length,
-            pad_id=tokenizer.pad_id or 0,
+            pad_id=tokenizer.pad_id,
             seed=seed,
             buckets=self.buckets,
         )
@@ -90,6 +81,9 @@ class Classification:
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return dict(means)
 
+    def show(self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[()]:
+        return ()
+
     def predict(
         self, apply: Callable[[dict[str, np.ndarray]], dict[str, Any]], tokenizer: Tokenizer, texts: Sequence[str]
     ) -> list[dict[str, Any]]:
@@ -99,7 +93,7 @@ class Classification:
         results: list[dict[str, Any]] = [{}] * len(ids)
         for start in range(0, len(order), 32):
             rows = order[start : start + 32]
-            inputs = batches.pad([ids[i] for i in rows], pad_id=tokenizer.pad_id or 0)
+            inputs = batches.pad([ids[i] for i in rows], pad_id=tokenizer.pad_id)
             for i, scores in zip(rows, np.asarray(jax.nn.softmax(apply(inputs)["logits"])), strict=True):
                 best = int(scores.argmax())
                 by_name = dict(zip(self.labels, scores.tolist(), strict=True))

@@ -11,12 +11,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from jaxnlp.data import batches
 from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import blocked_cross_entropy
-from jaxnlp.tasks.task import Apply, Batch, Record, Sums, require
+from jaxnlp.tasks.generation import generate
+from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class LanguageModeling:
     apart: bool = False  # attention stops at a document's border, and positions start again there
     label_smoothing: float = 0.0
     z_loss: float = 0.0  # weight of log(Z)² (Chowdhery et al., 2022, section 5), which keeps bfloat16 logits small
-    prompt: str = "The "  # what the samples in the report go on from
+    prompts: tuple[str, ...] = ("The", "Return")  # what the samples in the report go on from
 
     @property
     def heads(self) -> tuple[()]:
@@ -44,13 +46,14 @@ class LanguageModeling:
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
         """Each text's ids and the end token: "ab" -> {"input_ids": [5, 6, 0]} where 0 is the end token."""
         texts = tokenizer.encode_batch([text for example in examples for text in self.texts(example)])
-        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        return [{"input_ids": np.asarray([*ids, *end], np.int32)} for ids in texts]
+        return [{"input_ids": np.asarray([*ids, tokenizer.eos_id], np.int32)} for ids in texts]
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
         windows = batches.windows(cache, length=self.length, batch_size=batch_size, seed=seed, apart=self.apart)
-        n_bytes = tokenizer.byte_lengths.astype(np.float32)
-        return windows.map(lambda batch: {**batch, "bytes": (n_bytes[batch["labels"]] * batch["weights"]).sum(1)})
+        n_bytes = tokenizer.byte_lengths
+        if n_bytes is None:
+            return windows
+        return batches.Mapped(windows, lambda b: b | {"bytes": np.float32((n_bytes[b["labels"]] * b["weights"]).sum(1))})
 
     def sums(self, apply: Apply, batch: Batch) -> Sums:
         inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "position_ids") if name in batch}
@@ -65,7 +68,16 @@ class LanguageModeling:
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
         )
-        return {"loss": (loss, weight), "bits_per_byte": (loss / math.log(2), jnp.sum(batch["bytes"]))}
+        sums = {"loss": (loss, weight)}
+        if "bytes" in batch:
+            sums["bits_per_byte"] = (loss / math.log(2), jnp.sum(batch["bytes"]))
+        return sums
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {**means, "perplexity": math.exp(min(means["loss"], 700.0))}
+
+    def show(self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Samples, ...]:
+        """What the model makes of the prompts."""
+        room = min(self.length, 100) - max(map(len, tokenizer.encode_batch(self.prompts)), default=0)
+        texts = generate(model, params, tokenizer, self.prompts, max_new_tokens=room, temperature=0.8, top_p=0.95)
+        return (Samples("Samples, temperature 0.8, top-p 0.95", tuple(zip(self.prompts, texts, strict=True))),)

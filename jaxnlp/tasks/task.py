@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxnlp.data.batches import Batches
@@ -46,6 +47,9 @@ class Task(Protocol):
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """The means of `sums` under the names of metrics.jsonl, with what follows from them (perplexity)."""
+
+    def show(self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer) -> Sequence[Any]:
+        """Tables and samples for the report of a finished run."""
 
 
 @dataclasses.dataclass(frozen=True)

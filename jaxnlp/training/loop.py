@@ -7,7 +7,6 @@ else lies in the state, what follows is what would have followed without the int
 import contextlib
 import dataclasses
 import functools
-import logging
 import os
 import pathlib
 import signal
@@ -22,7 +21,7 @@ import numpy as np
 
 from jaxnlp.data import cache, tokenizers
 from jaxnlp.data.batches import Batches
-from jaxnlp.data.sources import Source, open_source
+from jaxnlp.data.sources import open_source
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.training import pretrained
 from jaxnlp.training.checkpoint import Checkpoints
@@ -32,8 +31,6 @@ from jaxnlp.training.optim import optimizer, schedule
 from jaxnlp.training.progress import Progress
 from jaxnlp.training.report import MetricsWriter, write_report
 from jaxnlp.training.step import Trainer, TrainState
-
-log = logging.getLogger(__name__)
 
 
 class Preempted(SystemExit):
@@ -87,7 +84,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
 
 
 def evaluate(
-    experiment: Experiment, params: Any, tokenizer: Tokenizer, source: Source, *, data_dir: str | None = None
+    experiment: Experiment, params: Any, tokenizer: Tokenizer, source: Any, *, data_dir: str | None = None
 ) -> dict[str, float]:
     """The task's metrics over the whole source: sums and weights of all batches, divided once."""
     trainer = trainer_for(experiment)
@@ -150,8 +147,12 @@ def batches_for(experiment: Experiment, tokenizer: Tokenizer, data_dir: str | No
 def keep_compiled() -> None:
     """Compiled programs outlive the process, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", os.fspath(pathlib.Path(home) / "jaxnlp" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", os.fspath(_cache_folder() / "compiled"))
+
+
+def _cache_folder() -> pathlib.Path:
+    """Where what can be made again is kept: compiled programs, tokenised text."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "jaxnlp"
 
 
 @dataclasses.dataclass
@@ -243,13 +244,14 @@ def _init(trainer: Trainer, key: jax.Array) -> Any:
 
 
 def _batches(
-    experiment: Experiment, tokenizer: Tokenizer, source: Source, data_dir: str | None, seed: int | None
+    experiment: Experiment, tokenizer: Tokenizer, source: Any, data_dir: str | None, seed: int | None
 ) -> Batches:
     task = experiment.task
     encoded = cache.build(
         source,
         functools.partial(task.encode, tokenizer=tokenizer),
         key={**task.key, "tokenizer": tokenizer.fingerprint},
+        cache_dir=_cache_folder() / "tokens",
         data_dir=data_dir,
     )
     return task.batches(encoded, tokenizer, batch_size=experiment.batch_size, seed=seed)

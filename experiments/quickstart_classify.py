@@ -1,0 +1,26 @@
+"""Which part of the library does a docstring belong to? The quickstart's second half: fine-tuning from a checkpoint.
+
+    jaxnlp train quickstart_classify --pretrained runs/quickstart_pretrain
+    jaxnlp train quickstart_classify --pretrained runs/quickstart_pretrain --scratch --workdir runs/scratch
+
+The classes are the groups of modules of `python_docs`. `--scratch` keeps the checkpoint's tokenizer and sizes and
+nothing of what it learned: what the pretraining is worth.
+"""
+
+from jaxnlp.data.corpora.python_docs import GROUPS
+from jaxnlp.data.sources import TFDS
+from jaxnlp.tasks.classification import Classification
+from jaxnlp.training.experiment import Data, Experiment, Pretrained
+from jaxnlp.training.optim import Optim
+
+
+def experiment(pretrained: str = "runs/quickstart_pretrain", scratch: bool = False) -> Experiment:
+    return Experiment(
+        task=Classification(labels=tuple(GROUPS), label="group", length=64),
+        data=Data(train=TFDS("python_docs", "train"), validation=TFDS("python_docs", "validation")),
+        init=Pretrained(pretrained, fresh=".*" if scratch else "heads/.*"),
+        optim=Optim(lr=5e-4, warmup=0.1, end=0.0),
+        steps=400,
+        batch_size=32,
+        monitor="accuracy",
+    )

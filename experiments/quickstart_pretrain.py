@@ -1,0 +1,25 @@
+"""A small GPT-2 on Python's own documentation: the quickstart's first half.
+
+    jaxnlp train quickstart_pretrain
+
+Model: Radford et al., 2019, at 4 layers of 192. Data: `python_docs`, made from the Python that runs it; no download.
+"""
+
+from jaxnlp.data.sources import TFDS
+from jaxnlp.data.tokenizers import ByteBPE
+from jaxnlp.models import gpt
+from jaxnlp.tasks.language_modeling import LanguageModeling
+from jaxnlp.training.experiment import Data, Experiment
+from jaxnlp.training.optim import Optim
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        model=gpt.VARIANTS["quickstart"],
+        task=LanguageModeling(length=128, prompts=("Return the", "Raised when", "The default")),
+        data=Data(train=TFDS("python_docs", "train"), validation=TFDS("python_docs", "validation")),
+        tokenizer=ByteBPE(4096),
+        optim=Optim(lr=2e-3, warmup=0.05),
+        steps=1500,
+        batch_size=16,
+    )
