@@ -97,7 +97,10 @@ class Checkpoints:
             raise CheckpointError(f"step {step} is already saved in {self.directory}")
         parts = _parts(state)
         manifest = Manifest(step, dict(metrics or {}), self.monitor, _leaves(parts), files={})
-        with self._explained(step):
+        context = ocp.Context()
+        # Made in the background, a folder that cannot be made leaves Orbax's threads waiting for it for minutes.
+        context.asynchronous.create_directories_asynchronously = False
+        with self._explained(step), context:
             _delete(self.directory, step)  # what a killed process left, or a broken one
             self._broken.discard(step)
             response = ocp.save_checkpointables_async(self.directory / str(step), parts)

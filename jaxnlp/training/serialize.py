@@ -102,7 +102,7 @@ def nearest(name: str, known: list[str]) -> str:
     return (f"; the nearest is {close[0]!r}" if close else "") + f"; allowed: {', '.join(known) or 'none'}"
 
 
-def _find(name: str, path: str) -> type:
+def _find(name: Any, path: str) -> type:
     where = f"{path or 'the JSON'} has type {name!r}"
     if not isinstance(name, str) or not re.fullmatch(rf"{PACKAGE}(\.[a-z][a-z0-9_]*)+\.[A-Za-z]\w*", name):
         raise ValueError(f"{where}; allowed: a dataclass inside {PACKAGE}")

@@ -314,6 +314,23 @@ def test_full_disk_leaves_the_old_checkpoint_and_is_told_once(tmp_path):
     assert checkpoints.steps == [1, 3]
 
 
+def test_no_room_for_the_folder(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    before = sorted(tmp_path.iterdir())
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        began = time.perf_counter()
+        with pytest.raises(CheckpointError, match="step 2 could not be saved"):
+            checkpoints.save(2, make_state(2))
+            checkpoints.wait()
+    assert time.perf_counter() - began < 10
+    assert sorted(tmp_path.iterdir()) == before
+    checkpoints.save(2, make_state(2))
+    checkpoints.close()
+    assert checkpoints.steps == [1, 2]
+
+
 def test_no_room_for_the_manifest(tmp_path, monkeypatch):
     save(tmp_path, 1)
     before = sorted(tmp_path.iterdir())
@@ -355,7 +372,7 @@ KILLED = """
 
 def test_killed_while_saving(tmp_path):
     rng = random.Random(0)
-    processes = [python(KILLED, tmp_path / str(i)) for i in range(4)]
+    processes = [python(KILLED, tmp_path / str(i)) for i in range(3)]
     lines = [[process.stdout.readline() for _ in range(3)] for process in processes]
     for process in processes:
         time.sleep(rng.uniform(0, 0.15))
