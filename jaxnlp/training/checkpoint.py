@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -73,9 +74,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.directory.mkdir(parents=True, exist_ok=True)
-        for path in self.directory.iterdir():  # what a killed process was writing
-            if not path.name.removesuffix(".json").isdigit():
-                _remove(path)
+        _delete_unfinished(self.directory)  # what a killed process was writing
 
     @property
     def steps(self) -> list[int]:
@@ -97,10 +96,7 @@ class Checkpoints:
             raise CheckpointError(f"step {step} is already saved in {self.directory}")
         parts = _parts(state)
         manifest = Manifest(step, dict(metrics or {}), self.monitor, _leaves(parts), files={})
-        context = ocp.Context()
-        # Made in the background, a folder that cannot be made leaves Orbax's threads waiting for it for minutes.
-        context.asynchronous.create_directories_asynchronously = False
-        with self._explained(step), context:
+        with self._explained(step), _orbax_context():
             _delete(self.directory, step)  # what a killed process left, or a broken one
             self._broken.discard(step)
             response = ocp.save_checkpointables_async(self.directory / str(step), parts)
@@ -159,8 +155,7 @@ class Checkpoints:
             yield
         except Exception as error:
             _delete(self.directory, step)
-            for path in self.directory.glob(f"{step}.*"):
-                _remove(path)
+            _delete_unfinished(self.directory)
             free = "" if is_remote(self.directory) else f", {shutil.disk_usage(self.directory).free:,} bytes free"
             message = (
                 f"step {step} could not be saved ({self.directory}{free}); older checkpoints are unharmed: {error}"
@@ -197,6 +192,15 @@ def load_params(
     shardings = sharding(abstract) if callable(sharding) else jax.tree.map(lambda _: sharding, abstract)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     return ocp.load_checkpointables(directory / str(manifest.step), {part: _placed(abstract)})[part], manifest.step
+
+
+def _orbax_context() -> ocp.Context:
+    context = ocp.Context()
+    # Made in the background, a folder that cannot be made leaves Orbax's threads waiting for it for minutes.
+    context.asynchronous.create_directories_asynchronously = False
+    # 72 M random float32 took 3.9 s and 254 MB compressed, 1.7 to 2.3 s and 275 MB as they are (two busy cores).
+    context.array.saving.use_compression = False
+    return context
 
 
 class _BrokenError(Exception):
@@ -318,12 +322,19 @@ def _cast(found: Any, wanted: Any) -> Any:
 def _steps(directory: epath.Path) -> list[int]:
     """Every step of which there is something, in order."""
     names = {path.name.removesuffix(".json") for path in directory.iterdir()}
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _delete(directory: epath.Path, step: int) -> None:
     _remove(directory / f"{step}.json")  # first, so that half a step never passes for a whole one
     _remove(directory / str(step))
+
+
+def _delete_unfinished(directory: epath.Path) -> None:
+    """Folders that Orbax had not renamed yet, and manifests that `write_atomically` had not."""
+    for path in directory.iterdir():
+        if re.fullmatch(r"\d+\.(orbax-checkpoint-tmp.*|json\.tmp)", path.name):
+            _remove(path)
 
 
 def _remove(path: epath.Path) -> None:

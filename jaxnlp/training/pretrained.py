@@ -47,7 +47,7 @@ def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
         elif found is not None and found.shape == value.shape:
             merged[path] = jax.device_put(found.astype(value.dtype), value.sharding)
         elif found is not None and path in grow and _has_more_rows(value, found):
-            merged[path] = value.at[: len(found)].set(np.asarray(found))
+            merged[path] = value.at[: len(found)].set(np.asarray(found.astype(value.dtype)))
         else:
             problems.append(_explain(path, found, value))
     left_over = [path for path in checkpoint if path not in model and path not in drop]

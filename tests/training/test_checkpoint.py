@@ -195,6 +195,19 @@ def test_higher_is_better_for_accuracy_and_unmeasured_steps_are_not_best(tmp_pat
     assert Checkpoints(tmp_path).best_step is None  # by the loss, which nobody measured
 
 
+def test_debris_of_a_killed_save_goes_and_other_files_stay(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "2.orbax-checkpoint-tmp-123" / "params").mkdir(parents=True)
+    (tmp_path / "2.json.tmp").touch()
+    (tmp_path / "2").mkdir()
+    (tmp_path / "notes.txt").touch()
+    checkpoints = Checkpoints(tmp_path, keep_latest=2)
+    assert checkpoints.steps == [1]
+    checkpoints.save(3, make_state(3))
+    checkpoints.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "1.json", "3", "3.json", "notes.txt"]
+
+
 def test_missing_step_and_empty_folder(tmp_path):
     save(tmp_path / "some", 1, 2)
     with pytest.raises(CheckpointError, match=r"no step 3; found: 1, 2"):
