@@ -1,18 +1,30 @@
 """Attention in one place: softmax(q k' / sqrt(K)) v (Vaswani et al., 2017, eq. 1), by the fastest path that is right.
 
+    path      where            takes                                                                 written by
+    cudnn     GPU, bf16, fp16  K <= 128 and a multiple of 8; causal, window, lengths                 NVIDIA
+    pallas    TPU              T and S multiples of 128; causal, window, lengths, segment_ids        jax: splash attention
+    blocked   anywhere         everything; taken from T * S > 512 * 512, as its memory grows with T + S   flash.py
+    plain     anywhere         everything; holds the [T, S] weights of one layer                     flash.py
+
+cudnn and pallas take no dropout, no prefix and no offset, and of window, lengths and segment_ids (which can hide all
+keys from a query) one at a time. The first row that fits is taken: `choose` says which, and the tests hold it to this.
+
 Letters: B batch, H heads, T queries, S keys, K head width.
 """
 
-import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from flax import linen as nn
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxnlp.nn.flash import blocked, logits, plain
 from jaxnlp.nn.masks import Mask
 
-LOWEST = -1e30  # stands for the maximum of a row that sees nothing: exp(-inf - LOWEST) = 0, where -inf gave NaN
+PATHS = ("cudnn", "pallas", "blocked", "plain")
+PLAIN_UP_TO = 512 * 512  # T * S; above it blocks are faster on a CPU: experiments/benchmarks/attention.py
 
 
 def attention(
@@ -31,67 +43,124 @@ def attention(
     Args:
         scale: of the products; 1 / sqrt(K) by default.
         dropout_rate: share of the weights that are dropped, each on its own; the others grow by 1 / (1 - rate).
-        implementation: a path to take instead of the one that `choose` gives.
+        implementation: the path to take instead of the one that `choose` gives.
     """
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    visible = mask.to_array(q.shape[2], k.shape[2])
-    keep = None
-    if dropout_rate:
-        keep = jax.random.bernoulli(dropout_rng, 1 - dropout_rate, q.shape[:3] + k.shape[2:3])
-    return _plain(q * jnp.asarray(scale, q.dtype), k, v, visible, keep, dropout_rate)
+    if dropout_rate and dropout_rng is None:
+        raise ValueError(f"dropout_rate={dropout_rate} came without a dropout_rng; allowed: a key of jax.random")
+    case = q.shape, k.shape, q.dtype, mask, dropout_rate
+    path = implementation or choose(_platform(), *case)
+    if path not in (allowed := [path for path in PATHS if _takes(path, *case)]):
+        raise ValueError(f"implementation={path!r} cannot compute this attention; allowed: {', '.join(allowed)}")
+    q = q * jnp.asarray(1 / math.sqrt(q.shape[-1]) if scale is None else scale, q.dtype)
+    match path:
+        case "cudnn":
+            return _cudnn(q, k, v, mask)
+        case "pallas":
+            return _pallas(q, k, v, mask)
+        case "blocked":
+            return blocked(q, k, v, mask, dropout_rate, dropout_rng)
+        case _:
+            return plain(q, k, v, mask, dropout_rate, dropout_rng)
+
+
+def choose(
+    platform: str,
+    q_shape: tuple[int, ...],
+    k_shape: tuple[int, ...],
+    dtype: Any,
+    mask: Mask,
+    dropout_rate: float,
+) -> str:
+    """The path of the module's table for q and k of these shapes on "cpu", "gpu" or "tpu"."""
+    case = q_shape, k_shape, dtype, mask, dropout_rate
+    if platform == "gpu" and _takes("cudnn", *case):
+        return "cudnn"
+    if platform == "tpu" and _takes("pallas", *case):
+        return "pallas"
+    return "blocked" if q_shape[2] * k_shape[2] > PLAIN_UP_TO else "plain"
+
+
+def _takes(path: str, q_shape, k_shape, dtype, mask: Mask, dropout_rate: float) -> bool:
+    if path in ("blocked", "plain"):
+        return True
+    T, S, K = q_shape[2], k_shape[2], q_shape[3]
+    hidden = [mask.window is not None, mask.lengths is not None, mask.segment_ids is not None]
+    square = T == S or not (mask.causal or any(hidden[::2]))
+    if dropout_rate or mask.prefix is not None or mask.offset is not None or sum(hidden) > 1 or not square:
+        return False
+    if path == "pallas":
+        return T % 128 == S % 128 == 0
+    half, narrow = dtype in (jnp.bfloat16, jnp.float16), K <= 128 and K % 8 == 0
+    return half and narrow and mask.segment_ids is None and (mask.window is None or mask.causal)
+
+
+def _platform() -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device  # compiling ahead of time, the mesh's is not this machine
+    return device.platform if device else jax.default_backend()
 
 
 def attention_weights(
     q: Float[Array, "B H T K"], k: Float[Array, "B H S K"], mask: Mask = Mask(), *, scale: float | None = None
 ) -> Float[Array, "B H T S"]:
-    """The weights that `attention` gives to the keys, to look at; float32."""
+    """The weights that `attention` gives to the keys, to look at."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    weights, total = _softmax(q * jnp.asarray(scale, q.dtype), k, mask.to_array(q.shape[2], k.shape[2]))
-    return weights / total
+    visible = mask.to_array(q.shape[2], k.shape[2])
+    weights = jax.nn.softmax(logits(q * jnp.asarray(scale, q.dtype), k, visible))
+    return weights if visible is None else jnp.where(visible, weights, 0.0)
 
 
-def _softmax(q, k, visible):
-    """exp(q k' - max) and its row sums, apart: dividing after the product with v touches K numbers a row, not S."""
-    logits = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32)
-    if visible is not None:
-        logits += jnp.where(visible, 0.0, -jnp.inf)
-    weights = jnp.exp(logits - jnp.maximum(logits.max(-1, keepdims=True), LOWEST))
-    total = weights.sum(-1, keepdims=True)
-    return weights, jnp.where(total == 0, 1.0, total)
+def _cudnn(q, k, v, mask: Mask) -> Float[Array, "B H T K"]:
+    out = jax.nn.dot_product_attention(
+        *(x.swapaxes(1, 2) for x in (q, k, v)),
+        scale=1.0,
+        is_causal=mask.causal,
+        local_window_size=None if mask.window is None else (mask.window - 1, 0),
+        key_value_seq_lengths=None if mask.lengths is None else jnp.maximum(mask.lengths, 1).astype(jnp.int32),
+        implementation="cudnn",
+    ).swapaxes(1, 2)
+    return out if mask.lengths is None else _where_real(mask.lengths[:, None] > 0, out)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _plain(
-    q: Float[Array, "B H T K"],
-    k: Float[Array, "B H S K"],
-    v: Float[Array, "B H S K"],
-    visible: Bool[Array, "b 1 T S"] | None,
-    keep: Bool[Array, "B H T S"] | None,
-    rate: float,
-) -> Float[Array, "B H T K"]:
-    return _plain_forward(q, k, v, visible, keep, rate)[0]
+def _where_real(real, out: Float[Array, "B H T K"]) -> Float[Array, "B H T K"]:
+    """Zeros, and so zero gradients, for queries that see nothing: kernels give them anything."""
+    return jnp.where(real[:, None, :, None], out, jnp.zeros((), out.dtype))
 
 
-def _plain_forward(q, k, v, visible, keep, rate):
-    weights, total = _softmax(q, k, visible)
-    dropped = weights if keep is None else weights * keep * (1 / (1 - rate))
-    out = jnp.einsum("bhts,bhsk->bhtk", dropped.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
-    out = out.astype(q.dtype)
-    return out, (q, k, v, weights, total, keep, out)
+def _pallas(q, k, v, mask: Mask) -> Float[Array, "B H T K"]:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash  # noqa: PLC0415
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks  # noqa: PLC0415
 
+    B, H, T, S = q.shape[:3] + k.shape[2:3]
+    if mask.window is not None:
+        band = masks.LocalMask((T, S), (mask.window - 1, 0 if mask.causal else None), 0)
+    else:
+        band = (masks.CausalMask if mask.causal else masks.FullMask)((T, S))
+    ids = None
+    if mask.lengths is not None:
+        ids = splash.SegmentIds(jnp.ones((B, T), jnp.int32), (jnp.arange(S)[None] < mask.lengths[:, None]).astype(jnp.int32))
+    elif mask.segment_ids is not None:
+        ids = splash.SegmentIds(mask.segment_ids, jnp.where(mask.segment_ids == 0, -1, mask.segment_ids))
 
-def _plain_backward(rate, saved, dout):
-    q, k, v, weights, total, keep, out = saved
-    mean = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), -1, keepdims=True)
-    weights = weights / total
-    dropped = weights if keep is None else weights * keep * (1 / (1 - rate))
-    dv = jnp.einsum("bhts,bhtk->bhsk", dropped.astype(v.dtype), dout, preferred_element_type=jnp.float32)
-    ddropped = jnp.einsum("bhtk,bhsk->bhts", dout, v, preferred_element_type=jnp.float32)
-    dweights = ddropped if keep is None else ddropped * keep * (1 / (1 - rate))
-    dlogits = (weights * (dweights - mean)).astype(q.dtype)
-    dq = jnp.einsum("bhts,bhsk->bhtk", dlogits, k, preferred_element_type=jnp.float32)
-    dk = jnp.einsum("bhts,bhtk->bhsk", dlogits, q, preferred_element_type=jnp.float32)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    def run(q, k, v, ids):
+        t, s = (next(size for size in (512, 256, 128) if n % size == 0) for n in (T, S))
+        sizes = splash.BlockSizes(
+            **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), t),
+            **dict.fromkeys(("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"), s),
+        )
+        kernel = splash.make_splash_mha(
+            masks.MultiHeadMask([band] * q.shape[1]),
+            **{"block_sizes": sizes, "head_shards": 1, "q_seq_shards": 1, "interpret": _platform() != "tpu"},
+        )
+        return jax.vmap(kernel)(q, k, v, ids)
 
-
-_plain.defvjp(_plain_forward, _plain_backward)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.auto_axes:
+        batch, heads = nn.logical_to_mesh_axes(("batch", "heads"))
+        P = jax.sharding.PartitionSpec
+        run = jax.shard_map(
+            run, in_specs=(*[P(batch, heads)] * 3, P(batch)), out_specs=P(batch, heads), check_vma=False
+        )
+    out = run(q, k, v, ids)
+    if mask.lengths is not None:
+        return _where_real(mask.lengths[:, None] > 0, out)
+    return out if ids is None else _where_real(mask.segment_ids > 0, out)

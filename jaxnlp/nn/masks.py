@@ -6,6 +6,9 @@
 Kernels read the description and use what they can; only `to_array` spells it out. Letters: B batch, T queries, S keys.
 """
 
+import functools
+import operator
+
 import flax.struct
 import jax.numpy as jnp
 from jax import lax
@@ -18,45 +21,61 @@ class Mask:
 
     causal: bool = flax.struct.field(pytree_node=False, default=False)  # key s is seen by query t when s <= t
     window: int | None = flax.struct.field(pytree_node=False, default=None)  # … and when s > t - window
-    lengths: Int[Array, "B"] | None = None  # keys [0, lengths) are real: right padding, of cross attention too
+    lengths: Int[Array, " B"] | None = None  # keys [0, lengths) are real: right padding, of cross attention too
     segment_ids: Int[Array, "B S"] | None = None  # a query sees its own segment, segment_ids[:, offset + t]; 0 pads
-    prefix: Int[Array, "B"] | None = None  # keys [0, prefix) are seen by every query: a prefix language model
-    offset: Int[Array, ""] | int = 0  # place of the first query among the keys: cached decoding
+    prefix: Int[Array, " B"] | None = None  # keys [0, prefix) are seen by every query: a prefix language model
+    # Where the first query stands among the keys: cached decoding. None is 0, known before running: a number would
+    # become a traced array on its way through jit, scan or remat, and kernels could no longer count on it.
+    offset: Int[Array, ""] | int | None = None
+
+    def to_array(self, T: int, S: int) -> Bool[Array, "b 1 #T S"] | None:
+        """True = attend, for T queries and S keys; b or T is 1 where all agree, and None says that all is seen."""
+        return self.visible(jnp.arange(T), jnp.arange(S), self.query_segments(T), self.segment_ids)
 
     def visible(
         self,
-        queries: Int[Array, "t"],
-        keys: Int[Array, "s"],
-        query_segments: Int[Array, "B t"] | None = None,
-        key_segments: Int[Array, "B s"] | None = None,
-    ) -> Bool[Array, "b 1 t s"] | None:
-        """True where the query at place `queries` sees the key at place `keys`; None where all is seen."""
-        queries, seen = queries[:, None], []
+        queries: Int[Array, " t"],
+        keys: Int[Array, " s"],
+        query_segments: Int[Array, "B t"] | None,
+        key_segments: Int[Array, "B s"] | None,
+    ) -> Bool[Array, "b 1 #t s"] | None:
+        """`to_array` for some of the queries and keys, given by their numbers and segments."""
+        places = (queries if self.offset is None else queries + self.offset)[:, None]
+        near, seen = [], []
         if self.causal:
-            seen.append(keys <= queries)
+            near.append(keys[None] <= places)
         if self.window is not None:
-            seen.append(keys > queries - self.window)
-        seen = [_all(seen)[None, None]] if seen else []
-        if self.prefix is not None and seen:
-            seen = [seen[0] | (keys < self.prefix[:, None])[:, None, None]]
+            near.append(keys[None] > places - self.window)
+        if near:
+            seen.append(functools.reduce(operator.and_, near)[None, None])
+        if near and self.prefix is not None:
+            seen[0] |= _columns(keys[None] < self.prefix[:, None])
         if self.lengths is not None:
-            seen.append((keys < self.lengths[:, None])[:, None, None])
+            seen.append(_columns(keys[None] < self.lengths[:, None]))
         if self.segment_ids is not None:
-            same = (query_segments[:, :, None] == key_segments[:, None]) & (key_segments != 0)[:, None]
-            seen.append(same[:, None])
-        return _all(seen) if seen else None
+            same = query_segments[:, :, None] == key_segments[:, None, :]
+            seen.append(same[:, None] & _columns(key_segments != 0))
+        return functools.reduce(operator.and_, seen) if seen else None
 
     def query_segments(self, T: int) -> Int[Array, "B T"] | None:
-        """The segments of the T queries, which stand at `offset` among the keys."""
-        return None if self.segment_ids is None else lax.dynamic_slice_in_dim(self.segment_ids, self.offset, T, axis=1)
+        if self.segment_ids is None:
+            return None
+        return lax.dynamic_slice_in_dim(self.segment_ids, 0 if self.offset is None else self.offset, T, axis=1)
 
-    def to_array(self, T: int, S: int) -> Bool[Array, "b 1 T S"] | None:
-        """True = attend, for T queries and S keys; b is 1 where no row of the batch differs."""
-        return self.visible(self.offset + jnp.arange(T), jnp.arange(S), self.query_segments(T), self.segment_ids)
+    @property
+    def banded(self) -> bool:
+        """Whether it is known before running that some keys lie outside a query's reach."""
+        return (self.causal or self.window is not None) and self.prefix is None and self.offset is None
+
+    def reach(self, start: int, stop: int, S: int) -> tuple[int, int]:
+        """The keys [low, high), at least one, beyond which queries [start, stop) surely see nothing."""
+        low, high = 0, S
+        if self.banded and self.window is not None:
+            low = min(max(start - self.window + 1, 0), S - 1)
+        if self.banded and self.causal:
+            high = max(min(stop, S), low + 1)
+        return low, high
 
 
-def _all(conditions: list[Bool[Array, "..."]]) -> Bool[Array, "..."]:
-    seen, *others = conditions
-    for other in others:
-        seen &= other
-    return seen
+def _columns(keys: Bool[Array, "B s"]) -> Bool[Array, "B 1 1 s"]:
+    return keys[:, None, None, :]
