@@ -46,7 +46,7 @@ class Run:
     def task(self) -> Any:
         return self.experiment.task
 
-    def apply(self, inputs: Mapping[str, Any], *, outputs: Sequence[str] = ()) -> dict[str, Array]:
+    def apply(self, inputs: Mapping[str, Any], *, outputs: Sequence[str] = ()) -> dict[str, Any]:
         """The model's outputs for `input_ids` [B, T] and whatever else it takes by name, without dropout; jitted.
 
         `outputs` asks for more: "attentions" (each layer's weights [B, H, T, T]), "hidden_states" (what enters each
@@ -134,7 +134,7 @@ def evaluate(run: Run, *, source: Any = None, data_dir: str | None = None) -> di
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _apply(model: nn.Module, params: Mapping[str, Any], inputs: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Array]:
+def _apply(model: nn.Module, params: Mapping[str, Any], inputs: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Any]:
     if not outputs:
         return model.apply({"params": params}, **inputs)
     result, seen = model.apply({"params": params}, **inputs, mutable=["intermediates"])

@@ -35,7 +35,7 @@ def ours(size: str, steps_per_call: int, seed: int = 0):
     from jaxnlp.training.step import Trainer
 
     (B, T, L, D, H, V), _ = SIZES[size]
-    model = gpt.GPT(gpt.sized(L, D, H, vocab_size=V, n_positions=T, dropout=0.0, attention_dropout=0.0))
+    model = gpt.GPT(gpt.Config(n_layers=L, d_model=D, n_heads=H, vocab_size=V, n_positions=T, dropout=0.0, attention_dropout=0.0))
     optim = Optim()
     trainer = Trainer(model, LanguageModeling(length=T), optim, optimizer(optim, 1000), seed)
     ids = np.random.default_rng(0).integers(0, V, (steps_per_call, B, T + 1), dtype=np.int32)

@@ -11,7 +11,7 @@ means evaluation: one pass in order, the last batch filled up with rows of weigh
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -225,6 +225,7 @@ def padded(
 # Both ----------------------------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Batches(Protocol):
     """What `windows` and `padded` give: batch(step, rows) -> {name: array}."""
 
@@ -253,7 +254,7 @@ class Mapped:
         return self.function(self.batches(step, rows))
 
 
-def pad(rows: Sequence[Sequence[int]], *, pad_id: int) -> Batch:
+def pad(rows: Sequence[Sequence[int] | np.ndarray], *, pad_id: int) -> Batch:
     """Rows of any length as input_ids and attention_mask, [B, T] with T from few sizes; a batch made by hand.
 
     >>> pad([[5, 6], [7]], pad_id=0)["input_ids"][:, :3]

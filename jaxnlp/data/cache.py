@@ -67,7 +67,7 @@ class Cache:
             name: np.concatenate([a, *(p[name] for p in rest if name in p)]) if rest else a for name, a in first.items()
         }
 
-    def tokens(self, i: int, start: int, stop: int) -> Int[np.ndarray, "stop-start"]:
+    def tokens(self, i: int, start: int, stop: int) -> Int[np.ndarray, " n"]:
         """`self[i]["input_ids"][start:stop]`, reading only the pieces that hold it; 0 <= start < stop <= length."""
         first = self._first_piece[i]
         pieces = self._pieces(range(first + start // PIECE, first + (stop - 1) // PIECE + 1))

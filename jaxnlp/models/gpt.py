@@ -34,8 +34,8 @@ class Config:
     n_layers: int = 12
     d_model: int = 768
     n_heads: int = 12
-    d_head: int = 64  # the product with n_heads need not be d_model
-    d_ff: int = 3072
+    d_head: int | None = None  # width of a head; None: d_model / n_heads
+    d_ff: int | None = None  # width between the two feed-forward products; None: 4 d_model
     dropout: float = 0.1  # on the embeddings and on what each sublayer adds
     attention_dropout: float = 0.1  # on the attention weights
     epsilon: float = 1e-5  # of the layer norms
@@ -45,35 +45,40 @@ class Config:
 
     def __post_init__(self):
         for name in ("vocab_size", "n_positions", "n_layers", "d_model", "n_heads", "d_head", "d_ff"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}; allowed: 1 and more")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}; allowed: 0 <= {name} < 1")
+        if self.d_head is None and self.d_model % self.n_heads:
+            allowed = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
+            raise ValueError(f"model.n_heads={self.n_heads} does not divide model.d_model={self.d_model}; allowed: {allowed}")
+
+    @property
+    def head_width(self) -> int:
+        return self.d_head or self.d_model // self.n_heads
+
+    @property
+    def ff_width(self) -> int:
+        return self.d_ff or 4 * self.d_model
 
     def build(self, heads: tuple[Classification, ...] = ()) -> "GPT":
         return GPT(self, heads)
 
 
-def sized(n_layers: int, d_model: int, n_heads: int, **fields: Any) -> Config:
-    """A Config with GPT-2's proportions: d_head = d_model / n_heads, d_ff = 4 d_model."""
-    if d_model % n_heads:
-        allowed = ", ".join(str(n) for n in range(1, d_model + 1) if d_model % n == 0)
-        raise ValueError(f"model.n_heads={n_heads} does not divide model.d_model={d_model}; allowed: {allowed}")
-    return Config(
-        n_layers=n_layers, d_model=d_model, n_heads=n_heads, d_head=d_model // n_heads, d_ff=4 * d_model, **fields
-    )
-
-
 VARIANTS = {
     "gpt2": Config(),
-    "gpt2-medium": sized(24, 1024, 16),
-    "gpt2-large": sized(36, 1280, 20),
-    "gpt2-xl": sized(48, 1600, 25),
+    "gpt2-medium": Config(n_layers=24, d_model=1024, n_heads=16),
+    "gpt2-large": Config(n_layers=36, d_model=1280, n_heads=20),
+    "gpt2-xl": Config(n_layers=48, d_model=1600, n_heads=25),
     # nanoGPT's CPU settings for characters: no dropout
-    "char": sized(4, 128, 4, vocab_size=67, n_positions=64, dropout=0.0, attention_dropout=0.0),
+    "char": Config(
+        vocab_size=67, n_positions=64, n_layers=4, d_model=128, n_heads=4, dropout=0.0, attention_dropout=0.0
+    ),
     # learns English in minutes on two cores
-    "quickstart": sized(4, 192, 6, vocab_size=4096, n_positions=256, dropout=0.0, attention_dropout=0.0),
+    "quickstart": Config(
+        vocab_size=4096, n_positions=256, n_layers=4, d_model=192, n_heads=6, dropout=0.0, attention_dropout=0.0
+    ),
 }
 
 
@@ -125,8 +130,8 @@ class GPT(nn.Module):
         block = functools.partial(
             Block,
             n_heads=c.n_heads,
-            d_head=c.d_head,
-            d_ff=c.d_ff,
+            d_head=c.head_width,
+            d_ff=c.ff_width,
             activation="gelu_tanh",
             norm_first=True,
             epsilon=c.epsilon,
@@ -157,7 +162,7 @@ class GPT(nn.Module):
         c = self.config
         if length > c.n_positions:
             raise ValueError(f"a cache of {length} slots; allowed: at most model.n_positions={c.n_positions}")
-        shape = (batch, c.n_heads, length, c.d_head)
+        shape = (batch, c.n_heads, length, c.head_width)
         layer = lambda *lead: {name: jnp.zeros((*lead, *shape), dtype or c.dtype) for name in ("keys", "values")}  # noqa: E731
         return {
             "layers": layer(c.n_layers) if c.scan else tuple(layer() for _ in range(c.n_layers)),

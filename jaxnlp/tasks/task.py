@@ -6,7 +6,7 @@ devices and steps, and divided once.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from flax import linen as nn
@@ -17,11 +17,12 @@ from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
 
 Record = dict[str, np.ndarray]  # one example's features: integer arrays, "input_ids" among them
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Array | np.ndarray]
 Apply = Callable[..., dict[str, Any]]  # model.apply with parameters, rngs and `deterministic` already given
 Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]  # name -> (sum, weight); "loss" is what training lowers
 
 
+@runtime_checkable
 class Task(Protocol):
     """What the training loop asks of a task."""
 

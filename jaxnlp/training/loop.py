@@ -71,10 +71,10 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
         start = 0
         if checkpoints.steps:
             state, start = checkpoints.restore(state)
-            folder.cut_metrics(start)
         elif experiment.init is not None:
             params = pretrained.load(experiment.init, state.params)
             state = state.replace(params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
+        folder.cut_metrics(start)
         with MetricsWriter(folder) as writer, Progress(experiment.steps, start) as progress, _terminated() as terminated:
             run = _Loop(experiment, trainer, checkpoints, writer, progress, terminated, validation, folder)
             state = run.go(state, start, train_batches)
@@ -98,24 +98,23 @@ def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tupl
     if experiment.init is not None and (experiment.model is None or experiment.tokenizer is None):
         base = open_run(experiment.init.run)
         experiment = dataclasses.replace(experiment, model=experiment.model or base.read_experiment().model)
-    if folder.missing() and not folder.tokenizer.exists():
-        if experiment.tokenizer is None:
-            tokenizer = Tokenizer.load(base.tokenizer)
-        else:
-            source = open_source(experiment.data.train, data_dir)
-            texts = (text for i in range(len(source)) for text in experiment.task.texts(source[i]))
-            tokenizer = tokenizers.build(experiment.tokenizer, texts)
-    else:
+    if folder.experiment.exists():
+        check_same_run(folder.read_experiment(), experiment)
         tokenizer = Tokenizer.load(folder.tokenizer)
+    elif experiment.tokenizer is None:
+        tokenizer = Tokenizer.load(base.tokenizer)
+    else:
+        source = open_source(experiment.data.train, data_dir)
+        texts = (text for i in range(len(source)) for text in experiment.task.texts(source[i]))
+        tokenizer = tokenizers.build(experiment.tokenizer, texts)
     if tokenizer.vocab_size > experiment.model.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size={experiment.model.vocab_size}; "
             f"allowed: {tokenizer.vocab_size} and more"
         )
-    if folder.experiment.exists():
-        check_same_run(folder.read_experiment(), experiment)
-    tokenizer.save(folder.tokenizer)
-    folder.write_experiment(experiment)
+    if not folder.experiment.exists():
+        tokenizer.save(folder.tokenizer)
+        folder.write_experiment(experiment)  # last: a folder with it holds the tokenizer too
     return experiment, tokenizer
 
 

@@ -30,7 +30,7 @@ def text(ids) -> str:
 @pytest.fixture(scope="module")
 def golden():
     """The small GPT-2 of the golden file, as Hugging Face generated with it."""
-    config = gpt.sized(2, 16, 2, vocab_size=64, n_positions=48)
+    config = gpt.Config(n_layers=2, d_model=16, n_heads=2, vocab_size=64, n_positions=48)
     params = {}
     for name in GOLDEN:
         if name.startswith("generated/params/"):
@@ -46,7 +46,7 @@ def golden():
 def wild():
     """A model whose texts wander, with byte-level ids."""
     tokenizer = tokenizers.build(tokenizers.ByteBPE(vocab_size=257), [])
-    model = gpt.GPT(gpt.sized(2, 16, 2, vocab_size=257, n_positions=160))
+    model = gpt.GPT(gpt.Config(n_layers=2, d_model=16, n_heads=2, vocab_size=257, n_positions=160))
     params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     params = jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else 10 * leaf, params)
     return model, params, tokenizer
@@ -182,7 +182,7 @@ def test_half_a_character_at_the_very_end_is_shown_as_such(wild):
 
 def test_words_keep_the_space_before_them():
     tokenizer = tokenizers.build(tokenizers.WordPiece(vocab_size=60), ["to be or not to be"] * 9)
-    model = gpt.GPT(gpt.sized(1, 8, 1, vocab_size=tokenizer.vocab_size, n_positions=64))
+    model = gpt.GPT(gpt.Config(n_layers=1, d_model=8, n_heads=1, vocab_size=tokenizer.vocab_size, n_positions=64))
     params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     ids = tokenizer.encode("or not")
     assert generate(model, params, tokenizer, ["to be"], max_new_tokens=len(ids), processors=[force(ids)]) == [

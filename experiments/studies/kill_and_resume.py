@@ -1,0 +1,116 @@
+"""Does a run that is killed give what an undisturbed one gives? Bit for bit, parameters and metrics.jsonl.
+
+    python experiments/studies/kill_and_resume.py --kills 10
+
+Trains a small GPT twice with the same command. The second time the process is killed with SIGKILL again and again: at
+random moments, and every other time in the middle of a save; then the command is given again. Timing apart, the two
+folders must say the same. Prints where each kill fell; exits with 1 if anything differs.
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+TIMING = ("seconds", "tokens_per_second")
+EXPERIMENT = pathlib.Path(__file__).parents[1] / "quickstart_pretrain.py"
+OPTIONS = """--steps 120 --batch-size 4 --task.length 64 --save-every 0.05 --evaluate-every 0.25 --model.n-layers 2
+--model.d-model 64 --model.n-heads 2 --model.d-head 32 --model.d-ff 256 --model.dropout 0.1 --ema 0.99""".split()
+
+
+def start(workdir: pathlib.Path, arguments: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "jaxnlp", "train", str(EXPERIMENT), "--workdir", str(workdir), *OPTIONS, *arguments]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def finish(process: subprocess.Popen) -> None:
+    if process.wait() != 0:
+        raise RuntimeError(f"training ended with exit code {process.returncode}")
+
+
+def kill(process: subprocess.Popen, workdir: pathlib.Path, in_a_save: bool, seconds: float) -> str | None:
+    """Kills it, and says when; None where it had ended before."""
+    known = saved(workdir)
+    began = time.perf_counter()
+    while process.poll() is None:
+        if in_a_save:
+            # a new step's folder is there, its manifest is not
+            hit = any(p.is_dir() for p in (workdir / "checkpoints").glob("*")) and unfinished(workdir) - known
+        else:
+            hit = lines(workdir) > 0 and time.perf_counter() - began > seconds
+        if hit:
+            process.kill()
+            process.wait()
+            return "in a save" if unfinished(workdir) else f"after {time.perf_counter() - began:.1f} s"
+        time.sleep(0.001)
+    return None
+
+
+def saved(workdir: pathlib.Path) -> set[str]:
+    return {p.stem for p in (workdir / "checkpoints").glob("*.json")}
+
+
+def unfinished(workdir: pathlib.Path) -> set[str]:
+    return {p.name for p in (workdir / "checkpoints").glob("*") if p.is_dir()} - saved(workdir)
+
+
+def lines(workdir: pathlib.Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def result(workdir: pathlib.Path) -> tuple[list[dict], list[tuple[str, np.ndarray]]]:
+    """metrics.jsonl without timing, and every array of the last checkpoint's parameters and their average."""
+    import jax
+
+    import jaxnlp
+
+    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{k: v for k, v in line.items() if k not in TIMING} for line in metrics]
+    arrays = []
+    for ema in (False, True):
+        params = jaxnlp.load(workdir, ema=ema).params
+        arrays += [(jax.tree_util.keystr(k), np.asarray(x)) for k, x in jax.tree.leaves_with_path(params)]
+    return metrics, arrays
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data-dir")
+    args = parser.parse_args()
+    arguments = ["--data-dir", args.data_dir] if args.data_dir else []
+    chance = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, broken = pathlib.Path(folder) / "whole", pathlib.Path(folder) / "broken"
+        finish(start(whole, arguments))
+        again = pathlib.Path(folder) / "again"  # with everything compiled and tokenised: how long a run takes
+        began = time.perf_counter()
+        finish(start(again, arguments))
+        seconds = time.perf_counter() - began
+        kills = 0
+        while kills < args.kills:
+            where = kill(start(broken, arguments), broken, kills % 2 == 1, chance.uniform(0, seconds / args.kills))
+            if where is None:
+                print("  the run ended before it could be killed")
+                break
+            kills += 1
+            print(f"  kill {kills}: {where}, checkpoints {sorted(map(int, saved(broken)))}", flush=True)
+        finish(start(broken, arguments))
+        (metrics, arrays), (expected, expected_arrays) = result(broken), result(whole)
+        same = metrics == expected and all(
+            a == b and np.array_equal(x, y) for (a, x), (b, y) in zip(arrays, expected_arrays, strict=True)
+        )
+    print(f"{kills} kills, {len(metrics)} lines of metrics, {len(arrays)} arrays: {'equal' if same else 'DIFFERENT'}")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
