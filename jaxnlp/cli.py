@@ -1,0 +1,268 @@
+"""The command line: train, evaluate, generate, predict, experiments.
+
+An experiment's file has a function `experiment(**arguments) -> Experiment`. The function's arguments and the fields of
+the Experiment that it returns are options alike, typed by their annotations:
+
+    jaxnlp train quickstart_classify --scratch --steps 50 --optim.lr 3e-4
+                                     argument  field      field of a field
+
+Exit codes: 2 for what the caller can mend, 130 interrupted, and those of training/loop.py. JAX is imported late.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import inspect
+import itertools
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import AvoidSubcommands, Positional, SuppressFixed
+
+PACKAGE = Path(__file__).parent
+EXPERIMENTS = PACKAGE.parent / "experiments"  # of a checkout
+ROWS = 32  # texts that `predict` takes at a time
+
+Folder = Annotated[Positional[str], tyro.conf.arg(metavar="RUN", help="a run's folder")]
+Step = Annotated[Literal["latest", "best"] | int, tyro.conf.arg(help="which checkpoint")]
+Average = Annotated[bool, tyro.conf.arg(help="the moving average of the parameters")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code."""
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        if name in ("-h", "--help"):
+            print(_usage())
+        elif name in COMMANDS:
+            COMMANDS[name](rest)
+        else:
+            raise ValueError(f"no command {name!r}{_nearest(name, COMMANDS)}; allowed: {', '.join(COMMANDS)}")
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:  # the parser's, or the loop's with a message and a code of its own
+        if isinstance(stop.code, int) and stop.args and isinstance(stop.args[0], str):
+            print(stop.args[0], file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else 0
+    except (ValueError, RuntimeError, OSError) as error:
+        if not _is_answer(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Trains an experiment, or goes on where its folder's last checkpoint is."""
+    name, *rest = arguments or ["--help"]
+    if name.startswith("-"):
+        print("usage: jaxnlp train EXPERIMENT [--workdir DIR] [--data-dir DIR] [--steps N] [--optim.lr 3e-4 …]\n")
+        print("EXPERIMENT is a file or one of these; `jaxnlp train EXPERIMENT --help` shows its options.\n")
+        return experiments()
+    path = experiment_path(name)
+    function = load_experiment(path)
+    experiment, workdir, data_dir = parse_experiment(function, rest, name=path.stem, prog=f"jaxnlp train {name}")
+
+    from jaxnlp.training import loop
+    from jaxnlp.training.progress import line
+
+    folder = loop.train(experiment, workdir, data_dir=data_dir)
+    evaluations = [record for record in folder.read_metrics() if record.pop("split") == "validation"]
+    for record in evaluations[-1:]:
+        print(f"step {record.pop('step'):,}   validation   {line(record)}")
+    print(f"{folder.path}: report.html, loss.png")
+
+
+def evaluate(
+    run: Folder, *, split: str | None = None, step: Step = "latest", ema: Average = False, data_dir: str | None = None
+) -> None:
+    """Prints the metrics of a run over its validation part, or over another split of the same set, as JSON.
+
+    Args:
+        split: as TFDS writes it, such as "test"
+        data_dir: where the data lies
+    """
+    import jaxnlp
+
+    loaded = jaxnlp.load(run, step=step, ema=ema)
+    source = loaded.experiment.data.validation
+    if split is not None:
+        if not hasattr(source, "split"):
+            raise ValueError(f"--split={split}: the run's data are {source!r}, without splits; leave --split out")
+        source = dataclasses.replace(source, split=split)
+    print(json.dumps(jaxnlp.evaluate(loaded, source=source, data_dir=data_dir)))
+
+
+def generate(
+    run: Folder,
+    *,
+    prompt: str,
+    max_new_tokens: int = 50,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int = 0,
+    stop: tuple[str, ...] = (),
+    step: Step = "latest",
+    ema: Average = False,
+) -> None:
+    """Prints the prompt and the text that goes on from it, as it comes.
+
+    Args:
+        temperature: 0 takes the best token each time
+        top_k: sample among that many of the best tokens
+        top_p: sample among the best tokens that together have this probability
+        repetition_penalty: more than 1 makes tokens that were there less likely
+        stop: strings that end the text
+    """
+    import jaxnlp
+
+    loaded = jaxnlp.load(run, step=step, ema=ema)
+    print(prompt, end="", flush=True)
+    loaded.generate(
+        [prompt],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
+        on_text=lambda row, piece: print(piece, end="", flush=True),
+    )
+    print()
+
+
+def predict(
+    run: Folder, file: Positional[Path | None] = None, /, *, step: Step = "latest", ema: Average = False
+) -> None:
+    """Prints a JSON object for each line of text.
+
+    Args:
+        file: a text a line; standard input if there is none
+    """
+    import jaxnlp
+
+    with sys.stdin if file is None else file.open(encoding="utf-8") as lines:
+        loaded = jaxnlp.load(run, step=step, ema=ema)
+        texts = (line.rstrip("\n") for line in lines)
+        while rows := list(itertools.islice(texts, ROWS)):
+            for text, prediction in zip(rows, loaded.predict(rows)):
+                print(json.dumps({"text": text, **prediction}, ensure_ascii=False), flush=True)
+
+
+def experiments() -> None:
+    """Lists the experiments of this checkout."""
+    docstrings = {path.stem: ast.get_docstring(ast.parse(path.read_text())) or "" for path in _files()}
+    width = max(map(len, docstrings), default=0)
+    for name, docstring in docstrings.items():
+        print(f"{name:{width}}  {_first_line(docstring)}")
+
+
+def experiment_path(name: str) -> Path:
+    """The experiment's file: a path, or a name in the checkout's experiments/."""
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"no such file: {name}")
+        return Path(name)
+    names = [path.stem for path in _files()]
+    if name not in names:
+        raise ValueError(f"no experiment {name!r}{_nearest(name, names)}; allowed: a .py file, {', '.join(names)}")
+    return EXPERIMENTS / f"{name}.py"
+
+
+def load_experiment(path: Path) -> Callable[..., Any]:
+    """The file's function `experiment`."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # where dataclasses of the file are looked up
+    spec.loader.exec_module(module)
+    if not hasattr(module, "experiment"):
+        raise ValueError(f"{path} has no function experiment(**arguments) -> Experiment")
+    return module.experiment
+
+
+def parse_experiment(
+    function: Callable[..., Any], arguments: Sequence[str], *, name: str, prog: str
+) -> tuple[Any, str, str | None]:
+    """The Experiment, the run's folder and the data's that the options ask for.
+
+    The function's arguments are read first, as the Experiment that it makes of them has the defaults of all the rest.
+    """
+    from jaxnlp.training.experiment import Experiment
+
+    parameters = inspect.signature(function).parameters
+    taken = parameters.keys() & {"workdir", "data_dir", *(field.name for field in dataclasses.fields(Experiment))}
+    if taken:
+        raise ValueError(f"experiment() has the argument {min(taken)!r}, which is an option already: rename it")
+    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+    needed = {f"--{name.replace('_', '-')}" for name, p in parameters.items() if p.default is p.empty}
+    quiet = arguments if needed - given else [a for a in arguments if a not in ("-h", "--help")]
+    made, _ = tyro.cli(function, args=quiet, prog=prog, return_unknown_args=True)
+    # A source that is an object or a list has no options: tyro would make some of each of its items.
+    opaque = {part: source for part, source in vars(made.data).items() if not dataclasses.is_dataclass(source)}
+    shown = dataclasses.replace(made.data, **dict.fromkeys(opaque, object()))
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        arguments: Annotated[Any, tyro.conf.arg(name="", constructor=function)]
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = dataclasses.replace(made, data=shown)
+        workdir: str = f"runs/{name}"  # the run's folder
+        data_dir: str | None = None  # where TFDS keeps its data
+
+    description = _first_line(function.__globals__["__doc__"])
+    config = (AvoidSubcommands, SuppressFixed)
+    options = tyro.cli(Options, args=arguments, prog=prog, description=description, config=config)
+    data = dataclasses.replace(options.experiment.data, **opaque)
+    return dataclasses.replace(options.experiment, data=data), options.workdir, options.data_dir
+
+
+def _command(function: Callable[..., None]) -> Callable[[Sequence[str]], None]:
+    return lambda arguments: tyro.cli(function, args=arguments, prog=f"jaxnlp {function.__name__}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "evaluate": _command(evaluate),
+    "generate": _command(generate),
+    "predict": _command(predict),
+    "experiments": _command(experiments),
+}
+
+
+def _usage() -> str:
+    functions = (train, evaluate, generate, predict, experiments)
+    lines = [f"  {function.__name__:12} {_first_line(inspect.getdoc(function))}" for function in functions]
+    return "\n".join(["usage: jaxnlp COMMAND …  (jaxnlp COMMAND --help shows its options)\n", *lines])
+
+
+def _files() -> list[Path]:
+    return sorted(EXPERIMENTS.glob("*.py"))
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").partition("\n")[0]
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the message is meant for the caller: raised by our own code or an experiment's, or by the system.
+
+    What libraries raise is a mistake of ours, and its traceback is wanted. JAX takes its own frames out and says so in
+    a note.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    file = Path(frame.f_code.co_filename)
+    ours = file.is_relative_to(PACKAGE) or "experiment" in frame.f_globals
+    return isinstance(error, OSError) or (ours and not getattr(error, "__notes__", None))
