@@ -27,7 +27,9 @@ def _struct_dataclass(*args, _plain=flax.struct.dataclass, **options):
 
 
 flax.struct.dataclass = _struct_dataclass
-jaxtyping.install_import_hook("jaxnlp", "beartype.beartype")
+# The tower: an int serves as a float, as Python's own typing has it.
+CHECK = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook("jaxnlp", CHECK)
 
 
 def pytest_configure(config: pytest.Config) -> None:
