@@ -4,7 +4,6 @@ All of it comes before jaxnlp is imported.
 """
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -34,7 +33,8 @@ jaxtyping.install_import_hook("jaxnlp", CHECK)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs compiled by one run of the suite serve the next."""
-    jax.config.update("jax_compilation_cache_dir", str(Path(config.cache.mkdir("jax"))))
+    if hasattr(config, "cache"):  # not with -p no:cacheprovider
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
