@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 DOCUMENTS, PHASE, WINDOWS, EXAMPLES, ORDER = range(5)  # what a random stream is for: the last word of its seed
 SMALLEST_BUCKET = 32  # below, a shorter row saves little and costs a compilation

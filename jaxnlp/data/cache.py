@@ -27,9 +27,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import filelock
 import numpy as np
 import safetensors.numpy
-import tqdm
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Int
+from rich.console import Console
+from rich.progress import Progress
 
 from jaxnlp.data import sources
 
@@ -48,7 +49,7 @@ class Cache:
     def __init__(self, path: pathlib.Path):
         """Checks every byte; ValueError says what is damaged."""
         manifest = _verify(path)
-        self.lengths: Int[np.ndarray, "N"] = np.load(path / "lengths.npy")
+        self.lengths: Int[np.ndarray, N] = np.load(path / "lengths.npy")
         pieces = -(-self.lengths // PIECE)
         self._first_piece = np.concatenate([[0], np.cumsum(pieces)])
         self._shard_start = np.concatenate([[0], np.cumsum(manifest["shard_pieces"])])
@@ -126,9 +127,10 @@ def _write(path: pathlib.Path, identity: dict, examples: Sequence[dict], encode:
     written: list[concurrent.futures.Future] = []
     with (
         concurrent.futures.ThreadPoolExecutor(WRITERS) as pool,
-        tqdm.tqdm(total=len(examples), desc="tokenise", unit=" examples", disable=not progress) as bar,
+        Progress(console=Console(stderr=True), disable=not progress) as bar,
     ):
-        for record in _encoded(examples, encode, bar):
+        task = bar.add_task("tokenising", total=len(examples))
+        for record in _encoded(examples, encode, lambda n: bar.advance(task, n)):
             lengths.append(len(record["input_ids"]))
             pieces = list(_cut(record))
             shard += pieces
@@ -148,11 +150,11 @@ def _write(path: pathlib.Path, identity: dict, examples: Sequence[dict], encode:
     _write_manifest(path, identity | {"shard_pieces": [future.result() for future in written]})
 
 
-def _encoded(examples: Sequence[dict], encode: Callable, bar: tqdm.tqdm) -> Iterator[Record]:
+def _encoded(examples: Sequence[dict], encode: Callable, advance: Callable[[int], None]) -> Iterator[Record]:
     for start in range(0, len(examples), EXAMPLES_PER_CALL):
         batch = [examples[i] for i in range(start, min(start + EXAMPLES_PER_CALL, len(examples)))]
         yield from (record for record in encode(batch) if len(record["input_ids"]))
-        bar.update(len(batch))
+        advance(len(batch))
 
 
 def _cut(record: Record) -> Iterator[bytes]:

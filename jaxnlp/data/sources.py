@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import io
 import json
 import pathlib
 import sys
@@ -126,7 +127,8 @@ def _builder(source: TFDS, data_dir: str | None):
     root = source.data_dir or data_dir
     root = str(pathlib.Path(root or tfds.core.constants.DATA_DIR).expanduser())
     if source.name in corpora.BUILDERS:
-        builder = corpora.builder(source.name, root)
+        with quiet():
+            builder = corpora.builder(source.name, root)
         if not builder.is_prepared():
             print(f"preparing {builder.info.full_name} in {root}", file=sys.stderr)
             with quiet():
@@ -168,20 +170,13 @@ def _from_catalogue(name: str, root: str):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps TFDS's progress bars, its lines on stdout and absl's warnings from the terminal; errors come through."""
-    import io
-
-    import tensorflow_datasets as tfds
+    """Keeps TFDS's bars, lines and warnings from the terminal; errors come through."""
     from absl import logging
-    from tensorflow_datasets.core.utils import tqdm_utils
 
-    level, bars = logging.get_verbosity(), tqdm_utils._active
+    level = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
-    tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.set_verbosity(level)
-        if bars:
-            tfds.enable_progress_bar()

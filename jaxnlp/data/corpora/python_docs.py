@@ -1,0 +1,147 @@
+"""`python_docs`: the English that lies on every machine with Python, about 2 MB, without a download.
+
+The language reference (`pydoc_data.topics`) and the docstrings of the standard library's modules, classes and
+functions, read with `ast` from the library's source files; nothing is imported. The text, and so the version of the
+set, is that of the Python that makes it. Licence: the Python Software Foundation's.
+
+Features: `text`; `title`, "collections.OrderedDict.move_to_end"; `kind`, topic, module, class or function; `module`,
+"collections.abc"; `group`, the field that the module serves (`GROUPS`), -1 where it is in none.
+
+Text that occurs twice is kept once. A top-level module lies in one split as a whole, chosen by a hash of its name, so
+that no text leaks by being about the same thing. The topics repeat one another's paragraphs: they are all in train.
+"""
+
+import ast
+import inspect
+import pathlib
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+
+import tensorflow_datasets as tfds
+
+KINDS = ("topic", "module", "class", "function")
+OMITTED = {"__pycache__", "_bundled", "dist-packages", "idle_test", "lib2to3", "site-packages", "test", "tests"}
+
+GROUPS = {  # after the chapters of the library reference; a module's name without leading underscores
+    "concurrency": "asyncio concurrent contextvars multiprocessing queue sched selectors subprocess threading"
+    " threading_local",
+    "data_formats": "aifc base64 binhex chunk colorsys configparser copyreg csv dbm imghdr json netrc pickle plistlib"
+    " quopri shelve sndhdr sqlite3 struct sunau tomllib uu wave xdrlib",
+    "data_types": "bisect calendar collections collections_abc copy datetime decimal enum fractions functools graphlib"
+    " heapq numbers operator pydatetime pydecimal random statistics strptime types typing weakref weakrefset zoneinfo",
+    "development": "bdb cProfile distutils doctest ensurepip pdb profile pstats pydoc timeit trace tracemalloc unittest"
+    " venv zipapp",
+    "files": "bz2 compression filecmp fileinput fnmatch genericpath glob gzip io linecache lzma ntpath nturl2path"
+    " pathlib posixpath pyio shutil stat tarfile tempfile zipfile",
+    "gui": "idlelib tkinter turtle turtledemo",
+    "language": "ast compileall dis keyword modulefinder opcode pickletools py_compile pyclbr symtable tabnanny token"
+    " tokenize",
+    "mail_and_markup": "email html mailbox mailcap markupbase mimetypes xml",
+    "networking": "asynchat asyncore cgi cgitb ftplib http imaplib ipaddress nntplib poplib smtpd smtplib socket"
+    " socketserver ssl telnetlib urllib uuid webbrowser wsgiref xmlrpc",
+    "runtime": "abc atexit bootlocale code codeop contextlib dataclasses imp importlib inspect pkgutil py_abc runpy"
+    " site sitebuiltins sysconfig traceback warnings zipimport",
+    "system": "aix_support argparse bootsubprocess cmd crypt ctypes curses getopt getpass logging optparse os"
+    " osx_support pipes platform pty signal tty",
+    "text": "codecs difflib encodings gettext locale pprint re readline reprlib rlcompleter shlex sre string stringprep"
+    " textwrap",
+}
+GROUP_OF = {module: group for group, modules in GROUPS.items() for module in modules.split()}
+
+HELD_OUT = 10  # one in so many of a group's modules goes to validation, at least one, and as many to test
+# Found by trial among the numbers from 0, on Python 3.11, 3.12 and 3.13, not by chance: modules are few and of very
+# unequal size, so that an arbitrary salt gives anything between 2 and 20 % of the bytes to validation. This one gives
+# 6 % to validation and 4 to 5 % to test, with 8 documents or more of every group in either.
+SALT = 182025
+
+
+def splits(modules: Iterable[str]) -> dict[str, str]:
+    """Top-level module -> its split: within each group, the modules of lowest hash are held out.
+
+    The hash is the same on every machine. Modules of no group, the topics' among them, are in train.
+    """
+    split = dict.fromkeys(modules, "train")
+    for group in GROUPS:
+        own = sorted((m for m in split if group_of(m) == group), key=lambda m: sha256(f"{SALT} {m}".encode()).digest())
+        n = max(1, len(own) // HELD_OUT)
+        split |= dict.fromkeys(own[:n], "validation") | dict.fromkeys(own[n : 2 * n], "test")
+    return split
+
+
+def group_of(top_level_module: str) -> str | None:
+    return GROUP_OF.get(top_level_module.lstrip("_"))
+
+
+def documents() -> dict[str, list[dict]]:
+    """By split, every document once, in the order of the modules' paths; the topics last."""
+    unique = {}
+    for document in (*_docstrings(), *_topics()):
+        unique.setdefault(document["text"], document)
+    split = splits(_top(document) for document in unique.values())
+    return {name: [d for d in unique.values() if split[_top(d)] == name] for name in ("train", "validation", "test")}
+
+
+def _top(document: dict) -> str:
+    return document["module"].split(".")[0]
+
+
+def _topics() -> Iterator[dict]:
+    from pydoc_data.topics import topics
+
+    for title, text in sorted(topics.items()):
+        yield _document(text, title, "topic", "pydoc_data.topics")
+
+
+def _docstrings() -> Iterator[dict]:
+    library = pathlib.Path(sysconfig.get_path("stdlib"))
+    files = (path.relative_to(library) for path in library.rglob("*.py"))
+    for file in sorted(path for path in files if not OMITTED.intersection(path.parts)):
+        module = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+        yield from _within(ast.parse((library / file).read_bytes()), module, module)
+
+
+def _within(node: ast.AST, title: str, module: str) -> Iterator[dict]:
+    """The docstrings of a module, class or function and of all that is defined inside."""
+    kinds = {ast.Module: "module", ast.ClassDef: "class", ast.FunctionDef: "function", ast.AsyncFunctionDef: "function"}
+    if type(node) in kinds and (text := ast.get_docstring(node, clean=False)) and text.strip():
+        yield _document(text, title, kinds[type(node)], module)
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield from _within(child, f"{title}.{child.name}" if type(child) in kinds else title, module)
+
+
+def _document(text: str, title: str, kind: str, module: str) -> dict:
+    group = group_of(module.split(".")[0]) or -1  # TFDS's mark of an example without a label
+    return {"text": inspect.cleandoc(text).strip(), "title": title, "kind": kind, "module": module, "group": group}
+
+
+class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The TFDS builder; `TFDS("python_docs")` uses it."""
+
+    name = "python_docs"
+    VERSION = tfds.core.Version(".".join(map(str, sys.version_info[:3])))
+    url_infos = {}  # noqa: RUF012  nothing is downloaded, so TFDS need not look for checksums beside this file
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "text": tfds.features.Text(),
+            "title": tfds.features.Text(),
+            "kind": tfds.features.ClassLabel(names=KINDS),
+            "module": tfds.features.Text(),
+            "group": tfds.features.ClassLabel(names=list(GROUPS)),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            description="The docstrings of Python's standard library and the topics of its language reference.",
+            license="Python Software Foundation License",
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(found) for split, found in documents().items()}
+
+    def _generate_examples(self, found: list[dict]) -> Iterator[tuple[int, dict]]:
+        return enumerate(found)
