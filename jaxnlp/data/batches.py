@@ -16,10 +16,41 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
+from jaxnlp.data.cache import Cache
+
 DOCUMENTS, PHASE, WINDOWS, EXAMPLES, ORDER = range(5)  # what a random stream is for: the last word of its seed
 SMALLEST_BUCKET = 32  # below, a shorter row saves little and costs a compilation
 
 Batch = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """What `windows` and `padded` give: batches(step, rows) -> {name: array}."""
+
+    steps_per_epoch: int
+    shapes: tuple[tuple[int, int], ...]  # the few [B, T] that occur
+
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """Batches with something done to each: a task adds what it needs of the host."""
+
+    batches: Batches
+    function: Callable[[Batch], Batch]
+
+    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+        return self.function(self.batches(step, rows))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.batches.steps_per_epoch
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        return self.batches.shapes
 
 
 def _random(seed: int, epoch: int, purpose: int) -> np.random.Generator:
@@ -54,7 +85,7 @@ class _Stream:
 class Windows:
     """See `windows`."""
 
-    def __init__(self, cache, length: int, batch_size: int, seed: int | None, apart: bool):
+    def __init__(self, cache: Cache, length: int, batch_size: int, seed: int | None, apart: bool):
         _check(batch_size, length, seed)
         self.cache, self.length, self.batch_size, self.seed, self.apart = cache, length, batch_size, seed, apart
         self.n_tokens = int(cache.lengths.sum())
@@ -116,7 +147,7 @@ class Windows:
             at = int(stream.ends[place] - self.cache.lengths[stream.documents[place]])
 
 
-def windows(cache, *, length: int, batch_size: int, seed: int | None, apart: bool = False) -> Windows:
+def windows(cache: Cache, *, length: int, batch_size: int, seed: int | None, apart: bool = False) -> Windows:
     """Windows of `length` tokens over all documents, one after another: input_ids, labels, weights [B, T].
 
     Documents "ab." and "cde.", length 3, evaluation (`.` ends a document; a label is the token after its input):
@@ -201,20 +232,27 @@ class Padded:
 
 
 def padded(
-    cache, *, batch_size: int, max_length: int, pad_id: int, seed: int | None, buckets: tuple[int, ...] | None = None
+    cache: Cache,
+    *,
+    batch_size: int,
+    max_length: int,
+    pad_id: int,
+    seed: int | None,
+    buckets: tuple[int, ...] | None = None,
 ) -> Padded:
     """One example a row, padded on the right: input_ids, attention_mask [B, T], the records' other fields, weights [B].
 
-    Records {"input_ids": [5, 6, 7], "label": 1} and {"input_ids": [8], "label": 0}, batch of 2, pad_id 0, buckets (4, 8):
+    Records {"input_ids": [5, 6, 7], "label": 1} and {"input_ids": [8], "label": 0}, buckets (4, 8), pad_id 0:
 
-        input_ids [[5, 6, 7, 0], [8, 0, 0, 0]]   attention_mask [[1, 1, 1, 0], [1, 0, 0, 0]]   labels [1, 0]   weights [1, 1]
+        input_ids  5 6 7 0    attention_mask  1 1 1 0    labels  1    weights  1
+                   8 0 0 0                    1 0 0 0            0             1
 
     T is the smallest of the buckets that holds the batch's longest row; the default buckets are 32, 64, … below
-    `max_length`, and `max_length`. A longer example loses its end. A field with an axis runs along the tokens and is cut
-    and padded (with 0) as they are; one without gets an entry a row, and `label` is called `labels`.
+    `max_length`, and `max_length`. A longer example loses its end. A field with an axis runs along the tokens, and is
+    cut and padded (with 0) as they are; one without has an entry a row, and `label` is called `labels`.
 
     Evaluation keeps the source's order. A training epoch shuffles, gathers examples of a bucket into batches and
-    shuffles these. Either way every example comes exactly once an epoch: the rows that the last batch lacks have weight 0.
+    shuffles these. Either way every example comes exactly once an epoch: what the last batch lacks is rows of weight 0.
     """
     if buckets is None:
         powers = [SMALLEST_BUCKET << i for i in range(32)]
@@ -222,36 +260,7 @@ def padded(
     return Padded(cache, batch_size, max_length, pad_id, seed, buckets)
 
 
-# Both ----------------------------------------------------------------------------------------------------------------
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """What `windows` and `padded` give: batch(step, rows) -> {name: array}."""
-
-    steps_per_epoch: int
-    shapes: tuple[tuple[int, int], ...]  # the few [B, T] that occur
-
-    def __call__(self, step: int, rows: slice = slice(None)) -> Batch: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Mapped:
-    """Batches with something done to each: a task adds what it needs of the host."""
-
-    batches: Batches
-    function: Callable[[Batch], Batch]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.batches.steps_per_epoch
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        return self.batches.shapes
-
-    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
-        return self.function(self.batches(step, rows))
+# Rows by hand ---------------------------------------------------------------------------------------------------------
 
 
 def pad(rows: Sequence[Sequence[int] | np.ndarray], *, pad_id: int) -> Batch:

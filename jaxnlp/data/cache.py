@@ -22,10 +22,12 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import filelock
 import numpy as np
+import numpy.typing as npt
 import safetensors.numpy
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Int
@@ -41,6 +43,7 @@ WRITERS = 2  # threads that write shards, and shards that may wait in memory
 EXAMPLES_PER_CALL = 256  # of `encode`: enough to keep the tokenizer's threads busy
 
 Record = dict[str, np.ndarray]
+Encode = Callable[[list[Mapping[str, Any]]], Iterable[Mapping[str, npt.ArrayLike]]]
 
 
 class Cache:
@@ -83,8 +86,8 @@ class Cache:
 
 
 def build(
-    source,
-    encode: Callable[[list[dict]], list[Record]],
+    source: sources.TFDS | sources.Examples,
+    encode: Encode,
     *,
     key: Mapping[str, object],
     cache_dir: str | os.PathLike,
@@ -119,7 +122,7 @@ def build(
         return Cache(path)
 
 
-def _write(path: pathlib.Path, identity: dict, examples: Sequence[dict], encode: Callable, progress: bool) -> None:
+def _write(path: pathlib.Path, identity: dict, examples: sources.Examples, encode: Encode, progress: bool) -> None:
     """Encodes in this thread (the tokenizer has threads of its own) while others write the shards."""
     lengths: list[int] = []
     shard: list[bytes] = []
@@ -150,14 +153,14 @@ def _write(path: pathlib.Path, identity: dict, examples: Sequence[dict], encode:
     _write_manifest(path, identity | {"shard_pieces": [future.result() for future in written]})
 
 
-def _encoded(examples: Sequence[dict], encode: Callable, advance: Callable[[int], None]) -> Iterator[Record]:
+def _encoded(examples: sources.Examples, encode: Encode, advance: Callable[[int], None]) -> Iterator[Mapping]:
     for start in range(0, len(examples), EXAMPLES_PER_CALL):
         batch = [examples[i] for i in range(start, min(start + EXAMPLES_PER_CALL, len(examples)))]
         yield from (record for record in encode(batch) if len(record["input_ids"]))
         advance(len(batch))
 
 
-def _cut(record: Record) -> Iterator[bytes]:
+def _cut(record: Mapping[str, npt.ArrayLike]) -> Iterator[bytes]:
     """The record's pieces, as safetensors bytes."""
     length = len(record["input_ids"])
     arrays = {name: np.asarray(value, order="C") for name, value in record.items()}

@@ -19,9 +19,19 @@ import io
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """What every source is read as."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Mapping[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +45,10 @@ class TFDS:
     )
 
 
-def open_source(source, data_dir: str | None = None) -> Sequence[dict]:
+def open_source(source: TFDS | Examples, data_dir: str | None = None) -> Examples:
     """Examples by number. Any object with `__len__` and `__getitem__` is returned as it is."""
     if not isinstance(source, TFDS):
-        if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        if not isinstance(source, Examples):
             raise TypeError(f"source: found {type(source).__name__}; allowed: TFDS(...), or __len__ and __getitem__")
         if len(source) == 0:
             raise ValueError("source: found no examples; allowed: one or more")
@@ -60,7 +70,7 @@ def open_source(source, data_dir: str | None = None) -> Sequence[dict]:
     return _Examples(builder.as_data_source(split=source.split))
 
 
-def fingerprint(source, data_dir: str | None = None) -> str:
+def fingerprint(source: TFDS | Examples, data_dir: str | None = None) -> str:
     """A hash that changes when the examples do.
 
     Of a TFDS set it is that of the split's name and the set's own description on disk (version, features, shard
@@ -82,7 +92,7 @@ def fingerprint(source, data_dir: str | None = None) -> str:
     return digest.hexdigest()
 
 
-def class_names(source, feature: str, data_dir: str | None = None) -> tuple[str, ...] | None:
+def class_names(source: TFDS | Examples, feature: str, data_dir: str | None = None) -> tuple[str, ...] | None:
     """The names of a feature's classes; None where the source names none."""
     if not isinstance(source, TFDS):
         return None
@@ -98,7 +108,7 @@ def class_names(source, feature: str, data_dir: str | None = None) -> tuple[str,
 class _Examples:
     """TFDS's data source with its bytes read as text."""
 
-    records: Sequence[dict]
+    records: Examples
 
     def __len__(self) -> int:
         return len(self.records)
@@ -107,7 +117,7 @@ class _Examples:
         return _plain(self.records[range(len(self))[i]])  # IndexError past the end, so that a for loop ends
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tokenizers
 from etils import epath
+from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 END = "<|endoftext|>"  # GPT-2's end of text; also begins a text and pads
@@ -46,7 +47,7 @@ class Tokenizer:
         """As `encode`, one thread a core."""
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without special tokens; an unknown character shows as <unk> or [UNK].
 
         Byte-level ids that end within a character give U+FFFD there. Who prints ids as they come therefore prints
@@ -88,11 +89,14 @@ class Tokenizer:
         return ids[0]
 
     @functools.cached_property
-    def byte_lengths(self) -> np.ndarray | None:
-        """UTF-8 bytes of the text that each id stands for, 0 for special ones; None where text is not kept exactly."""
+    def byte_lengths(self) -> Int[np.ndarray, " V"] | None:
+        """UTF-8 bytes of text that each id stands for: 0 for special tokens, and for <unk>, whose bytes are not known.
+
+        None where ids do not spell the text exactly (WordPiece).
+        """
         if isinstance(self.backend.model, models.WordPiece):
             return None
-        special = self.backend.get_added_tokens_decoder()
+        special = {*self.backend.get_added_tokens_decoder(), self.unk_id}
         tokens = ["" if i in special else self.token(i) for i in range(self.vocab_size)]
         if isinstance(self.backend.decoder, decoders.ByteLevel):  # whose alphabet has one character a byte
             return np.array([len(token) for token in tokens], np.int32)
