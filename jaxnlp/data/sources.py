@@ -166,11 +166,15 @@ def _from_catalogue(name: str, root: str):
         except tfds.core.DatasetNotFoundError:
             continue
         except (ImportError, ValueError) as error:
-            raise ValueError(f"set {name!r}: not in {root}, and TFDS's own code for it says: {error}") from error
+            raise ValueError(
+                f"set {name!r}: not in {root}, and TFDS's own code for it says: {str(error).strip()}"
+            ) from error
     from jaxnlp.data import corpora
 
     prepared = sorted(p.name for p in pathlib.Path(root).glob("[!.]*") if p.is_dir() and p.name != "downloads")
-    near = difflib.get_close_matches(name.split("/")[0], {*tfds.list_builders(), *prepared, *corpora.BUILDERS}, n=3)
+    near = difflib.get_close_matches(
+        name.split("/")[0], {*tfds.list_builders(with_community_datasets=False), *prepared, *corpora.BUILDERS}, n=3
+    )
     raise ValueError(
         f"set {name!r}: not in {root} and not in the TFDS catalogue; prepared there: {', '.join(prepared) or 'none'};"
         f" made here: {', '.join(corpora.BUILDERS)}" + (f"; near: {', '.join(near)}" if near else "") + ". Your own"
