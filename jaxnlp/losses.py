@@ -1,14 +1,23 @@
 """Losses as (sum, weight): add them up over batches and devices, divide once.
 
-With p = softmax(logits) over V words and Z = sum(exp(logits)), a token of label y and weight w adds
+With logits x over V words and Z = sum(exp(x)), a token of label y and weight w adds
 
-    w * (log Z - (1 - eps) * logits[y] - eps * mean(logits) + z_loss * log(Z)^2)
+    w * (log Z - (1 - e) * x[y] - e * mean(x) + z_loss * log(Z)^2)
 
-eps is label smoothing (Szegedy et al., 2016; torch.nn.CrossEntropyLoss), z_loss keeps log Z near zero (PaLM: Chowdhery
-et al., 2022, section 5). Letters: B batch, T length, D width, V vocabulary, N = B * T tokens.
+where e is label smoothing (Szegedy et al., 2016; as torch.nn.CrossEntropyLoss has it) and z_loss keeps log Z near zero
+(PaLM: Chowdhery et al., 2022, section 5). The gradient
+
+    dx = w * ((1 + 2 * z_loss * log Z) * softmax(x) - (1 - e) * onehot(y) - e / V)
+
+needs nothing that the loss does not know, so `blocked_cross_entropy` goes on from the logits of a few tokens to the
+gradients of the hidden states and of the table at once: three products in all, and never the logits of all tokens.
+
+Letters: B batch, T length, D width, V vocabulary; N = B * t tokens of one block.
 """
 
 import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +26,13 @@ from jaxtyping import Array, Float, Int
 
 Sums = tuple[Float[Array, ""], Float[Array, ""]]
 
-BLOCK_TOKENS = 1024  # tokens whose logits exist at a time
+BLOCK_LOGITS = 2**26  # logits of a block on each device, 256 MB
+
+
+class _Terms(NamedTuple):
+    vocab_size: int
+    label_smoothing: float
+    z_loss: float
 
 
 def cross_entropy(
@@ -28,22 +43,10 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Sums:
-    """(sum over tokens, sum of weights), in float32. A label outside [0, V) is allowed where the weight is 0."""
-    logits = logits.astype(jnp.float32)
-    logz = jax.nn.logsumexp(logits, axis=-1)
-    hit = labels[..., None] == jnp.arange(logits.shape[-1])
-    losses = logz - (1 - label_smoothing) * jnp.where(hit, logits, 0.0).sum(-1)
-    if label_smoothing:
-        losses -= label_smoothing * logits.mean(-1)
-    if z_loss:
-        losses += z_loss * jnp.square(logz)
-    return _total(losses, weights)
-
-
-def _total(losses: Float[Array, "*N"], weights: Float[Array, "*N"] | None) -> Sums:
-    if weights is None:
-        return losses.sum(), jnp.asarray(losses.size, jnp.float32)
-    weights = weights.astype(jnp.float32)
+    """(sum over tokens, sum of weights), in float32. A label outside [0, V) counts as the nearest: give it weight 0."""
+    terms = _Terms(logits.shape[-1], label_smoothing, z_loss)
+    losses, _ = _losses(logits.astype(jnp.float32), _words(labels, terms), terms)
+    weights = _float32(weights, labels)
     return (losses * weights).sum(), weights.sum()
 
 
@@ -53,20 +56,121 @@ def blocked_cross_entropy(
     labels: Int[Array, "B T"],
     weights: Float[Array, "B T"] | None = None,
     *,
-    bias: Float[Array, "V"] | None = None,
+    bias: Float[Array, " V"] | None = None,
     vocab_size: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     block_tokens: int | None = None,
 ) -> Sums:
-    """`cross_entropy` of the logits hidden @ table' + bias, of which only `block_tokens` rows exist at a time.
+    """`cross_entropy` of the logits hidden @ table' + bias, which exist for `block_tokens` tokens at a time.
 
     Args:
-        vocab_size: columns from there on only pad the table: they have probability 0 and no gradient.
+        vocab_size: what lies beyond in the table pads it: it has probability 0 and gradient 0.
+        block_tokens: taken evenly from all rows of the batch, so that a sharded batch stays sharded.
     """
-    logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+    (B, T, _), V = hidden.shape, table.shape[0]
+    terms = _Terms(V if vocab_size is None else vocab_size, label_smoothing, z_loss)
+    weights = _float32(weights, labels)
+    block_tokens = block_tokens or BLOCK_LOGITS * _devices() // V
+    n_blocks = -(-T // max(block_tokens // B, 1))
+    total = _total(hidden, table, bias, _words(labels, terms), weights, terms, n_blocks)
+    return total, weights.sum()
+
+
+def _words(labels: Int[Array, "*N"], terms: _Terms) -> Int[Array, "*N"]:
+    return labels.astype(jnp.int32).clip(0, terms.vocab_size - 1)
+
+
+def _float32(weights: Float[Array, "*N"] | None, labels: Int[Array, "*N"]) -> Float[Array, "*N"]:
+    return jnp.ones(labels.shape) if weights is None else weights.astype(jnp.float32)
+
+
+def _devices() -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in mesh.auto_axes)
+
+
+def _losses(x: Float[Array, "*N V"], labels: Int[Array, "*N"], terms: _Terms):
+    """Each token's loss, and its log Z."""
+    highest = lax.stop_gradient(x.max(-1, keepdims=True))
+    logz = (highest + jnp.log(jnp.exp(x - highest).sum(-1, keepdims=True)))[..., 0]
+    losses = logz - (1 - terms.label_smoothing) * jnp.take_along_axis(x, labels[..., None], -1)[..., 0]
+    if terms.label_smoothing:
+        words = _columns(x) < terms.vocab_size
+        losses -= terms.label_smoothing / terms.vocab_size * jnp.where(words, x, 0.0).sum(-1)
+    if terms.z_loss:
+        losses += terms.z_loss * jnp.square(logz)
+    return losses, logz
+
+
+def _columns(x: Float[Array, "*N V"]) -> Int[Array, "*N V"]:
+    return lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+
+
+def _logits(hidden: Float[Array, "N D"], table, bias, terms: _Terms) -> Float[Array, "N V"]:
+    x = _product("nd,vd->nv", hidden, table)
     if bias is not None:
-        logits += bias
-    return cross_entropy(
-        logits[..., :vocab_size], labels, weights, label_smoothing=label_smoothing, z_loss=z_loss
-    )
+        x += bias.astype(jnp.float32)[None]
+    return x if terms.vocab_size == table.shape[0] else jnp.where(_columns(x) < terms.vocab_size, x, -jnp.inf)
+
+
+def _product(equation: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _total(hidden, table, bias, labels, weights, terms: _Terms, n_blocks: int) -> Float[Array, ""]:
+    def step(total, block):
+        h, y, w = block
+        losses, _ = _losses(_logits(h, table, bias, terms), y, terms)
+        return total + (losses * w).sum(), None
+
+    return _scan(step, jnp.float32(0), (hidden, labels, weights), n_blocks)[0]
+
+
+def _total_forward(hidden, table, bias, labels, weights, terms, n_blocks):
+    def step(sums, block):
+        h, y, w = block
+        x = _logits(h, table, bias, terms)
+        losses, logz = _losses(x, y, terms)
+        slope = w * (1 + 2 * terms.z_loss * logz)
+        even = terms.label_smoothing / terms.vocab_size
+        target = jnp.where(_columns(x) == y[:, None], 1 - terms.label_smoothing + even, even)
+        dx = slope[:, None] * jnp.exp(x - logz[:, None]) - w[:, None] * target
+        if even:
+            dx = jnp.where(_columns(x) < terms.vocab_size, dx, 0.0)
+        sums = sums[0] + _product("nv,nd->vd", dx.astype(h.dtype), h), sums[1] + dx.sum(0)
+        return sums, (losses, _product("nv,vd->nd", dx.astype(h.dtype), table).astype(h.dtype))
+
+    zeros = jnp.zeros(table.shape, jnp.float32), jnp.zeros(table.shape[:1], jnp.float32)
+    (dtable, dbias), (losses, dhidden) = _scan(step, zeros, (hidden, labels, weights), n_blocks)
+    dbias = None if bias is None else dbias.astype(bias.dtype)
+    return (losses * weights).sum(), (dhidden, dtable.astype(table.dtype), dbias, losses)
+
+
+def _total_backward(terms, n_blocks, saved, dtotal):
+    dhidden, dtable, dbias, losses = jax.tree.map(lambda gradient: gradient * dtotal.astype(gradient.dtype), saved)
+    return dhidden, dtable, dbias, None, losses
+
+
+_total.defvjp(_total_forward, _total_backward)
+
+
+def _scan(step, carry, arrays: tuple[Array, ...], n_blocks: int):
+    """lax.scan over blocks [B * t, …] that arrays [B, T, …] are cut into along T; zeros fill the last one up."""
+    B, T = arrays[0].shape[:2]
+    if n_blocks == 1:  # a loop would copy the table's gradient
+        carry, outputs = step(carry, tuple(x.reshape(B * T, *x.shape[2:]) for x in arrays))
+        return carry, jax.tree.map(lambda y: y.reshape(B, T, *y.shape[1:]), outputs)
+    t = -(-T // n_blocks)
+
+    def cut(x):
+        x = jnp.pad(x, [(0, n_blocks * t - T if axis == 1 else 0) for axis in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(B, n_blocks, t, *x.shape[2:]), 1, 0).reshape(n_blocks, B * t, *x.shape[2:])
+
+    def join(y):
+        y = jnp.moveaxis(y.reshape(n_blocks, B, t, *y.shape[2:]), 0, 1)
+        return y.reshape(B, n_blocks * t, *y.shape[3:])[:, :T]
+
+    carry, outputs = lax.scan(step, carry, tuple(cut(x) for x in arrays))
+    return carry, jax.tree.map(join, outputs)

@@ -137,7 +137,9 @@ def _pallas(q, k, v, mask: Mask) -> Float[Array, "B H T K"]:
         band = (masks.CausalMask if mask.causal else masks.FullMask)((T, S))
     ids = None
     if mask.lengths is not None:
-        ids = splash.SegmentIds(jnp.ones((B, T), jnp.int32), (jnp.arange(S)[None] < mask.lengths[:, None]).astype(jnp.int32))
+        ids = splash.SegmentIds(
+            jnp.ones((B, T), jnp.int32), (jnp.arange(S)[None] < mask.lengths[:, None]).astype(jnp.int32)
+        )
     elif mask.segment_ids is not None:
         ids = splash.SegmentIds(mask.segment_ids, jnp.where(mask.segment_ids == 0, -1, mask.segment_ids))
 

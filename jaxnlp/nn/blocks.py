@@ -24,9 +24,26 @@ from jaxnlp.nn.attention import Mask, attention, attention_weights
 Initializer = Callable[..., Array]
 Cache = Mapping[str, Array]  # one layer's {"keys", "values"}, both [B, H, S, K]
 
+
+@jax.custom_vjp
+def gelu_tanh(x: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x³))) / 2 (Hendrycks and Gimpel, 2016)."""
+    return nn.gelu(x, approximate=True)
+
+
+def _gelu_tanh_forward(x):
+    # The slope is worked out while the tanh, by far the dearest part, is at hand; and is all that is kept.
+    inner, slope = math.sqrt(2 / math.pi), 3 * 0.044715
+    tanh = jnp.tanh(inner * (x + 0.044715 * x**3))
+    half = 0.5 * (1 + tanh)
+    return x * half, half + 0.5 * x * (1 - tanh**2) * inner * (1 + slope * x**2)
+
+
+gelu_tanh.defvjp(_gelu_tanh_forward, lambda slope, dy: (dy * slope,))
+
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),  # erf: BERT
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # GPT-2
+    "gelu_tanh": gelu_tanh,  # GPT-2
     "relu": nn.relu,  # the original Transformer
 }
 

@@ -1,6 +1,6 @@
 """Writes attention.npz: torch's scaled_dot_product_attention, in float64, under masks spelled out, with its gradients.
 
-    python tests/golden/attention.py          where PyTorch is installed
+python tests/golden/attention.py          where PyTorch is installed
 """
 
 import pathlib

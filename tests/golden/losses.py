@@ -21,7 +21,10 @@ def main():
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
     arrays["labels"] = rng.integers(0, V, (B, T)).astype(np.int32)
     arrays["weights"] = (rng.random((B, T)) * (rng.random((B, T)) < 0.7)).astype(np.float32)
-    labels, weights = torch.tensor(arrays["labels"]).long().flatten(), torch.tensor(arrays["weights"]).double().flatten()
+    labels, weights = (
+        torch.tensor(arrays["labels"]).long().flatten(),
+        torch.tensor(arrays["weights"]).double().flatten(),
+    )
     for case, (smoothing, z_loss, use_bias) in CASES.items():
         hidden, table, bias = (torch.tensor(arrays[name]).double().requires_grad_() for name in SHAPES)
         logits = hidden.flatten(0, 1) @ table.T + bias * use_bias
