@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(arguments: Sequence[str]) -> None:
     """Trains an experiment, or goes on where its folder's last checkpoint is."""
     name, *rest = arguments or ["--help"]
-    if name.startswith("-"):
+    if name in ("-h", "--help"):
         print("usage: jaxnlp train EXPERIMENT [--workdir DIR] [--data-dir DIR] [--steps N] [--optim.lr 3e-4 …]\n")
         print("EXPERIMENT is a file or one of these; `jaxnlp train EXPERIMENT --help` shows its options.\n")
         return experiments()

@@ -114,6 +114,7 @@ def test_an_argument_that_is_an_option_already(tmp_path, capsys):
     [
         (["trian", "x"], "error: no command 'trian' (did you mean train?); allowed: train, evaluate"),
         (["train", "{name}x"], "(did you mean {name}?)"),
+        (["train", "--steps", "5", "tiny_gpt"], "error: no experiment '--steps'; allowed: a .py file, tiny_gpt"),
         (["train", "absent.py"], "error: no such file: absent.py"),
         (["train", "{file}", "--model.n-layer", "3"], "--model.n-layers INT"),
         (["train", "{file}", "--lenght", "3"], "--length INT"),
