@@ -67,15 +67,13 @@ class Cache:
             raise IndexError(f"record {i} of {len(self)}")
         i = range(len(self))[i]
         first, *rest = self._pieces(range(self._first_piece[i], self._first_piece[i + 1]))
-        return {
-            name: np.concatenate([a, *(p[name] for p in rest if name in p)]) if rest else a for name, a in first.items()
-        }
+        return {name: _joined([value, *(p[name] for p in rest if name in p)]) for name, value in first.items()}
 
     def tokens(self, i: int, start: int, stop: int) -> Int[np.ndarray, " n"]:
         """`self[i]["input_ids"][start:stop]`, reading only the pieces that hold it; 0 <= start < stop <= length."""
         first = self._first_piece[i]
         pieces = self._pieces(range(first + start // PIECE, first + (stop - 1) // PIECE + 1))
-        ids = np.concatenate([piece["input_ids"] for piece in pieces]) if len(pieces) > 1 else pieces[0]["input_ids"]
+        ids = _joined([piece["input_ids"] for piece in pieces])
         offset = start // PIECE * PIECE
         return ids[start - offset : stop - offset]
 
@@ -83,6 +81,10 @@ class Cache:
         shard = int(np.searchsorted(self._shard_start, numbers.start, side="right")) - 1  # a record lies in one shard
         raw = self._readers[shard].read([int(n - self._shard_start[shard]) for n in numbers])
         return [safetensors.numpy.load(piece) for piece in raw]
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
 
 def build(

@@ -17,12 +17,15 @@ import hashlib
 import importlib
 import io
 import json
-import pathlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from etils import epath
+
+from jaxnlp.data import corpora
 
 
 @runtime_checkable
@@ -132,24 +135,31 @@ def _builder(source: TFDS, data_dir: str | None):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
-    from jaxnlp.data import corpora
-
-    root = source.data_dir or data_dir
-    root = str(pathlib.Path(root or tfds.core.constants.DATA_DIR).expanduser())
+    root = os.fspath(epath.Path(source.data_dir or data_dir or tfds.core.constants.DATA_DIR).expanduser())
     if source.name in corpora.BUILDERS:
-        with quiet():
-            builder = corpora.builder(source.name, root)
-        if not builder.is_prepared():
-            print(f"preparing {builder.info.full_name} in {root}", file=sys.stderr)
-            with quiet():
-                builder.download_and_prepare()
-        return builder
+        return _made_here(source.name, root)
     # A prepared folder comes before the catalogue's code, which would look for its own version alone.
     with contextlib.suppress(tfds.core.DatasetNotFoundError), quiet():
         return read_only_builder.builder_from_files(source.name, data_dir=root)
     builder = _from_catalogue(source.name, root)
     print(f"preparing {builder.info.full_name} in {root}: TFDS downloads it", file=sys.stderr)
     builder.download_and_prepare()
+    return builder
+
+
+def _made_here(name: str, root: str):
+    with quiet():
+        builder = corpora.builder(name, root)
+        prepared = builder.is_prepared()
+    if not prepared:
+        print(f"preparing {builder.info.full_name} in {root}", file=sys.stderr)
+        with quiet():
+            try:
+                builder.download_and_prepare()
+            except OSError:
+                builder = corpora.builder(name, root)
+                if not builder.is_prepared():  # else another process was faster
+                    raise
     return builder
 
 
@@ -169,12 +179,9 @@ def _from_catalogue(name: str, root: str):
             raise ValueError(
                 f"set {name!r}: not in {root}, and TFDS's own code for it says: {str(error).strip()}"
             ) from error
-    from jaxnlp.data import corpora
-
-    prepared = sorted(p.name for p in pathlib.Path(root).glob("[!.]*") if p.is_dir() and p.name != "downloads")
-    near = difflib.get_close_matches(
-        name.split("/")[0], {*tfds.list_builders(with_community_datasets=False), *prepared, *corpora.BUILDERS}, n=3
-    )
+    prepared = sorted({p.parent.name for p in epath.Path(root).glob("*/*") if p.is_dir()} - {"downloads"})
+    known = {*tfds.list_builders(with_community_datasets=False), *prepared, *corpora.BUILDERS}
+    near = difflib.get_close_matches(name.split("/")[0], known, n=3)
     raise ValueError(
         f"set {name!r}: not in {root} and not in the TFDS catalogue; prepared there: {', '.join(prepared) or 'none'};"
         f" made here: {', '.join(corpora.BUILDERS)}" + (f"; near: {', '.join(near)}" if near else "") + ". Your own"

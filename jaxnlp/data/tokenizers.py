@@ -15,6 +15,7 @@ Byte-level BPE: Radford et al., "Language Models are Unsupervised Multitask Lear
 WordPiece: Devlin et al., "BERT", 2019; Schuster and Nakajima, 2012 (normalised text; longest match first).
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -154,7 +155,10 @@ class ByteBPE:
 
 @dataclasses.dataclass(frozen=True)
 class WordPiece:
-    """BERT's WordPiece over BERT's normalised text; pieces inside a word begin with ##."""
+    """BERT's WordPiece over BERT's normalised text; pieces inside a word begin with ##.
+
+    Rare characters are unknown: those beyond the vocab_size / 4 most frequent, as each may take two ids.
+    """
 
     vocab_size: int = 30522  # at most; BERT's (uncased)
     lowercase: bool = True  # and strip accents, as BERT's uncased models do
@@ -162,11 +166,23 @@ class WordPiece:
 
     def build(self, texts: Iterable[str]) -> Tokenizer:
         backend = _wordpiece(models.WordPiece(unk_token="[UNK]"), self.lowercase, self.hangul)
+        texts = [backend.normalizer.normalize_str(text) for text in texts]
+        counts = collections.Counter()
+        for text in texts:
+            counts.update(text)
+        ranked = sorted(counts, key=lambda character: (-counts[character], character))
+        kept, rare = ranked[: self.vocab_size // 4], ranked[self.vocab_size // 4 :]
+        # The trainer numbers the characters inside words in a random order, and merges by number, unless it has them.
+        inside = sorted("##" + character for character in kept if not character.isspace())
         trainer = trainers.WordPieceTrainer(
-            vocab_size=self.vocab_size, special_tokens=list(BERT_SPECIALS), show_progress=False
+            vocab_size=self.vocab_size,
+            special_tokens=[*BERT_SPECIALS, *inside],
+            limit_alphabet=len(counts),
+            show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
-        model = models.WordPiece(backend.get_vocab(), unk_token="[UNK]")  # anew: the trainer made [UNK] special
+        without_rare = str.maketrans(dict.fromkeys(rare, " "))
+        backend.train_from_iterator((text.translate(without_rare) for text in texts), trainer)
+        model = models.WordPiece(backend.get_vocab(), unk_token="[UNK]")
         return Tokenizer(_with_bert_specials(_wordpiece(model, self.lowercase, self.hangul)))
 
 
