@@ -48,7 +48,7 @@ class TFDS:
     )
 
 
-def open_source(source: TFDS | Examples, data_dir: str | None = None) -> Examples:
+def open_source(source: Any, data_dir: str | None = None) -> Examples:
     """Examples by number. Any object with `__len__` and `__getitem__` is returned as it is."""
     if not isinstance(source, TFDS):
         if not isinstance(source, Examples):
@@ -101,7 +101,7 @@ def class_names(source: TFDS | Examples, feature: str, data_dir: str | None = No
         return None
     features = _builder(source, data_dir).info.features
     if feature not in features:
-        raise ValueError(f"feature {feature!r} of {source.name!r}: not found; there are {', '.join(features)}")
+        raise ValueError(f"feature {feature!r} of {source.name!r}: not found; there are {', '.join(sorted(features))}")
     connector = getattr(features[feature], "feature", features[feature])  # a sequence of labels names them inside
     names = getattr(connector, "names", None)
     return tuple(names) if names else None
