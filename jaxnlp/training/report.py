@@ -192,22 +192,28 @@ def _configuration(experiment: Mapping[str, Any]) -> str:
     groups: dict[str, list[tuple[str, str]]] = {"run": []}
     for name, value in experiment.items():
         if isinstance(value, dict) and "type" in value:
-            kind = ".".join(value["type"].split(".")[-2:])
-            groups[f"{name}: {kind}"] = [
-                row for key, inner in value.items() if key != "type" for row in _flat(key, inner)
-            ]
+            fields = [row for key, inner in value.items() if key != "type" for row in _flat(key, inner)]
+            groups[f"{name}: {_kind(value['type'])}"] = fields
         elif name != "type":
             groups["run"] += _flat(name, value)
     tables = "".join(f"<div><h3>{escape(title)}</h3>{_table((), rows)}</div>" for title, rows in groups.items())
-    return f"<section><h2>Configuration</h2><div class=grid>{tables}</div></section>"
+    return f"<section><h2>Configuration</h2><div class='grid fields'>{tables}</div></section>"
 
 
 def _flat(name: str, value: Any) -> Iterable[tuple[str, str]]:
+    """("train", {"type": "….TFDS", "name": "a"}) -> ("train", "sources.TFDS"), ("train.name", "a")."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from [(name, str(inner))] if key in ("type", "external") else _flat(f"{name}.{key}", inner)
+            yield from [(name, _kind(inner))] if key in ("type", "external") else _flat(f"{name}.{key}", inner)
+    elif isinstance(value, list):
+        yield name, ", ".join(map(str, value))
     else:
         yield name, "none" if value is None else str(value)
+
+
+def _kind(name: str) -> str:
+    """ "jaxnlp.models.gpt.Config" -> "gpt.Config"."""
+    return ".".join(name.split(".")[-2:])
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -252,6 +258,7 @@ blockquote { margin: 0 0 .8rem; padding: .7rem 1rem; border-left: 2px solid var(
 .given { color: var(--muted); } table { border-collapse: collapse; width: 100%; font-size: .85rem; }
 th, td { text-align: left; vertical-align: top; padding: .22rem .8rem .22rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; }
+.fields td:first-child { white-space: nowrap; }
 th { font-weight: 500; color: var(--muted); } .number { font-variant-numeric: tabular-nums; }
 """
 
