@@ -47,4 +47,4 @@ parity: .venv-parity/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-parity .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache build *.egg-info
