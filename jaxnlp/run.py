@@ -121,7 +121,10 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
     The same loop as `jaxnlp train`: see `jaxnlp.training.loop.train` for what it raises.
     """
     loop.train(experiment, workdir, data_dir=data_dir)
-    return load(workdir, ema=experiment.ema is not None)
+    run = load(workdir, ema=experiment.ema is not None)
+    # A folder keeps only the names of a user's own sources and task: here they are at hand.
+    own = dataclasses.replace(run.experiment, data=experiment.data, task=experiment.task)
+    return dataclasses.replace(run, model=run.config.build(experiment.task.heads), experiment=own)
 
 
 def evaluate(run: Run, *, source: Any = None, data_dir: str | None = None) -> dict[str, float]:

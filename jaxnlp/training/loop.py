@@ -33,6 +33,9 @@ from jaxnlp.training.report import MetricsWriter, write_report
 from jaxnlp.training.step import Trainer, TrainState
 
 
+REPORT_SECONDS = 60  # at least, between two drawings of the report while training
+
+
 class Preempted(SystemExit):
     """SIGTERM came: the state is saved, and the same command goes on from there. Exit code 75 (EX_TEMPFAIL)."""
 
@@ -173,7 +176,8 @@ class _Loop:
         log_every, evaluate_every, save_every = (
             every(fraction, e.steps, e.steps_per_call) for fraction in (e.log_every, e.evaluate_every, e.save_every)
         )
-        step, since, tokens = start, time.perf_counter(), 0
+        step, tokens = start, 0
+        since = reported = time.perf_counter()
         for batch in _calls(batches, start, e.steps, e.steps_per_call):
             state, sums = steps(state, batch)
             step += len(batch["input_ids"])
@@ -193,7 +197,9 @@ class _Loop:
                 validated = _evaluate(self.trainer, state.params if state.ema is None else state.ema, self.validation)
                 self.writer.write(step, "validation", {**validated, "seconds": time.perf_counter() - began})
                 self.progress.validated(step, validated)
-                write_report(self.folder)
+                if began - reported > REPORT_SECONDS:
+                    write_report(self.folder)
+                    reported = began
                 since += time.perf_counter() - began
             if due(save_every) or self.terminated():
                 self._check_finite(state)

@@ -1,0 +1,108 @@
+"""Every file in experiments/: it imports without touching a device, its model has its parameters, and it trains.
+
+A new file is tested without a line here, as long as its arguments have defaults.
+"""
+
+import dataclasses
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnlp.data.tokenizers import Characters
+from jaxnlp.models import gpt
+from jaxnlp.tasks.language_modeling import LanguageModeling
+from jaxnlp.training import loop
+from jaxnlp.training.experiment import Data, Experiment, from_json, to_json
+
+FOLDER = pathlib.Path(__file__).parents[1] / "experiments"
+FILES = sorted(FOLDER.glob("*.py"))
+TEXTS = [f"sentence {i} of many, which is {'odd' if i % 2 else 'even'}" for i in range(40)]
+
+
+def made(path: pathlib.Path, **arguments) -> Experiment:
+    return runpy.run_path(str(path))["experiment"](**arguments)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run to fine-tune from."""
+    experiment = Experiment(
+        model=gpt.Config(vocab_size=64, n_positions=64, n_layers=1, d_model=16, n_heads=2),
+        task=LanguageModeling(length=16),
+        data=Data(train=[{"text": text} for text in TEXTS]),
+        tokenizer=Characters(),
+        steps=1,
+        batch_size=2,
+    )
+    return loop.train(experiment, tmp_path_factory.mktemp("base")).path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
+    """The same experiment on a handful of texts, in two small layers, for two steps."""
+    task = dataclasses.replace(experiment.task, length=16)
+    labels = getattr(task, "labels", ("none",))
+    rows = [{task.text: text, getattr(task, "label", "label"): i % len(labels)} for i, text in enumerate(TEXTS)]
+    experiment = dataclasses.replace(
+        experiment,
+        task=task,
+        data=Data(train=rows[:30], validation=rows[30:]),
+        steps=2,
+        batch_size=4,
+        accumulate=min(experiment.accumulate, 2),
+        steps_per_call=min(experiment.steps_per_call, 2),
+        log_every=1.0,
+        evaluate_every=1.0,
+        save_every=1.0,
+    )
+    if experiment.init is not None:
+        return dataclasses.replace(experiment, init=dataclasses.replace(experiment.init, run=str(base)))
+    model = dataclasses.replace(
+        experiment.model, vocab_size=64, n_positions=64, n_layers=2, d_model=16, n_heads=2, d_head=None, d_ff=None
+    )
+    return dataclasses.replace(experiment, model=model, tokenizer=Characters())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_takes_a_step(path, base, tmp_path):
+    experiment = shrunken(made(path), base)
+    folder = loop.train(experiment, tmp_path)
+    (train, validation) = folder.read_metrics()
+    assert train["step"] == validation["step"] == 2
+    assert np.isfinite(train["loss"]) and np.isfinite(validation["loss"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_is_well_formed(path):
+    experiment = made(path)
+    experiment.validate()
+    assert from_json(to_json(experiment)) == experiment
+    docstring = runpy.run_path(str(path))["__doc__"]
+    assert f"jaxnlp train {path.stem}" in docstring, "the docstring gives the command"
+    if experiment.model is not None:
+        rows = jax.ShapeDtypeStruct((experiment.batch_size, experiment.task.length), jnp.int32)
+        params = jax.eval_shape(experiment.model.build().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+        out = jax.eval_shape(experiment.model.build(experiment.task.heads).apply, params, rows)
+        assert out["logits"].shape == (*rows.shape, experiment.model.vocab_size)
+
+
+def test_importing_touches_no_device():
+    """All experiments, in a process in which JAX may not start a backend."""
+    code = f"""
+import runpy, jax
+for path in {[str(path) for path in FILES]!r}:
+    runpy.run_path(path)["experiment"]()
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parent)
