@@ -176,7 +176,7 @@ class Padded:
     """See `padded`."""
 
     def __init__(
-        self, cache, batch_size: int, max_length: int, pad_id: int, seed: int | None, buckets: tuple[int, ...]
+        self, cache: Cache, batch_size: int, max_length: int, pad_id: int, seed: int | None, buckets: tuple[int, ...]
     ):
         _check(batch_size, max_length, seed)
         if tuple(sorted(set(buckets))) != tuple(buckets) or not buckets or buckets[0] < 1 or buckets[-1] != max_length:

@@ -154,6 +154,17 @@ class TestWindows:
             assert (within | np.isin(rows["input_ids"], list(ends))).all()
             np.testing.assert_array_equal(rows["weights"], within if apart else np.ones_like(within))
 
+    def test_documents_meet_others_in_another_epoch(self, make_cache):
+        docs = documents([2] * 20)
+        made = batches.windows(make_cache(docs), length=4, batch_size=1, seed=0)
+        starts = {d[0] for d in docs}
+
+        def neighbours(epoch):
+            rows = one_epoch(made, epoch)
+            return {(i, j) for i, j in zip(rows["input_ids"].ravel(), rows["labels"].ravel()) if j in starts}
+
+        assert len(neighbours(0) & neighbours(1)) < 8  # of 20
+
     def test_every_token_is_a_label_in_some_epoch(self, make_cache):
         made = batches.windows(make_cache([range(1, 24)]), length=8, batch_size=2, seed=0)
         seen = np.concatenate([made(step)["labels"].ravel() for step in range(40)])

@@ -163,7 +163,7 @@ class TestTextFiles:
     @pytest.mark.parametrize(
         ("name", "content", "options", "message"),
         [
-            ("a.txt", b"ok\n\n\xc3\xa9 \xff!", {}, r"a.txt: not UTF-8: byte 0xff at offset 7"),
+            ("a.txt", b"\xc3\xa9\n\n\xc3\xa9\xff!", {}, r"a.txt: not UTF-8: byte 0xff at offset 6"),
             ("a.txt", b"cut \xc3", {}, r"a.txt: not UTF-8: byte 0xc3 at offset 4"),
             ("a.txt", b" \n\n", {}, r"split 'train': found no documents in a.txt"),
             ("a.txt", b"x", {"unit": "word"}, r"unit: found 'word'; allowed: file, paragraph, line"),
