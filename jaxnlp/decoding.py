@@ -123,7 +123,7 @@ def _from_threshold(logits: Logits, few: Callable[[Bool[Array, "B V"]], Bool[Arr
 
 
 def repetition_penalty(penalty: float | int) -> Processor:
-    """Lowers the logits of the tokens that are there already: l / penalty, l * penalty if l < 0 (Keskar et al., 2019)."""
+    """Lowers the logits of tokens that are there already: l / penalty, l * penalty if l < 0 (Keskar et al., 2019)."""
     if not 0 < penalty < np.inf:
         raise ValueError(f"repetition_penalty={penalty}; allowed: more than 0 (1: none)")
     return Partial(_repetition_penalty, np.float32(penalty))

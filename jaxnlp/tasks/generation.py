@@ -23,7 +23,7 @@ from jaxnlp import decoding
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.decoding import Decoding, Processor
 
-CHUNK = 8  # tokens between two looks at the text for a stop string: one look costs about as much as a token's tenth
+CHUNK = 8  # tokens between two looks at the text for a stop string: each look is a round trip to the device
 
 
 def generate(
@@ -84,9 +84,11 @@ def generate(
             piece = row.read(new[i][: n_done + n_tokens], tokenizer, stop, last or finished[i])
             if piece and on_text:
                 on_text(i, piece)
-        if all(row.done for row in rows):
+        done = [row.done for row in rows]
+        if all(done):
             break
-        state = state.replace(finished=jnp.array([row.done for row in rows]))
+        if done != finished:
+            state = state.replace(finished=jnp.array(done))
     return [row.text for row in rows]
 
 
@@ -96,6 +98,8 @@ def _prefill(
 ) -> dict[str, Any]:
     """A cache that holds all of the prompt but its last token."""
     cache = model.init_cache(len(prompt), n_slots)
+    if prompt.shape[1] == 1:
+        return cache
     out = model.apply({"params": params}, prompt[:, :-1], mask[:, :-1].astype(jnp.int32), cache=cache, logits=False)
     return out["cache"]
 
