@@ -2,7 +2,7 @@
 
     jaxnlp train quickstart_pretrain
 
-Model: Radford et al., 2019, at 4 layers of 192. Data: `python_docs`, made from the Python that runs it; no download.
+Model: Radford et al., 2019, at 4 layers of 128. Data: `python_docs`, made from the Python that runs it; no download.
 """
 
 from jaxnlp.data.sources import TFDS

@@ -24,7 +24,7 @@ def __getattr__(name: str):
 
 
 def _keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory: else a CPU step's temporaries go back to the system and fault in again each step.
+    """Tells glibc to keep freed memory: else a step's temporaries on a CPU go back to the system and fault in again.
 
     Whoever sets one of glibc's own MALLOC_ variables, or preloads another allocator, has settled it himself.
     """

@@ -1,7 +1,7 @@
 """What a notebook holds of a run: its model, parameters and tokenizer, and the functions that use them.
 
-    run = load("runs/quickstart")
-    run.apply({"input_ids": ids})["logits"]           run.generate(["Once upon"])           run.predict(["…"])
+run = load("runs/quickstart")
+run.apply({"input_ids": ids})["logits"]           run.generate(["Once upon"])           run.predict(["…"])
 """
 
 import dataclasses
@@ -64,7 +64,9 @@ class Run:
     def generate(self, prompts: Sequence[str], **options: Any) -> list[str]:
         """The text that goes on from each prompt: see `jaxnlp.tasks.generation.generate` for the options."""
         if self.model.heads:
-            raise ValueError(f"this run has the heads {self.model.heads}, and no language model's output to generate with")
+            raise ValueError(
+                f"this run has the heads {self.model.heads}, and no language model's output to generate with"
+            )
         model, params = self._unrolled
         return generation.generate(model, params, self.tokenizer, prompts, **options)
 
@@ -137,7 +139,9 @@ def evaluate(run: Run, *, source: Any = None, data_dir: str | None = None) -> di
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _apply(model: nn.Module, params: Mapping[str, Any], inputs: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, Any]:
+def _apply(
+    model: nn.Module, params: Mapping[str, Any], inputs: dict[str, Any], outputs: tuple[str, ...]
+) -> dict[str, Any]:
     if not outputs:
         return model.apply({"params": params}, **inputs)
     result, seen = model.apply({"params": params}, **inputs, mutable=["intermediates"])

@@ -24,18 +24,19 @@ SIZES = {  # batch, length, layers, width, heads, vocabulary; steps a round
 
 def ours(size: str, steps_per_call: int, seed: int = 0):
     """A function that takes n steps and gives the seconds of each, compiled before the first."""
-    import jaxnlp  # noqa: F401  first: it settles the allocator
-
     import jax
     import numpy as np
 
+    import jaxnlp  # noqa: F401  first: it settles the allocator
     from jaxnlp.models import gpt
     from jaxnlp.tasks.language_modeling import LanguageModeling
     from jaxnlp.training.optim import Optim, optimizer
     from jaxnlp.training.step import Trainer
 
     (B, T, L, D, H, V), _ = SIZES[size]
-    model = gpt.GPT(gpt.Config(n_layers=L, d_model=D, n_heads=H, vocab_size=V, n_positions=T, dropout=0.0, attention_dropout=0.0))
+    model = gpt.GPT(
+        gpt.Config(n_layers=L, d_model=D, n_heads=H, vocab_size=V, n_positions=T, dropout=0.0, attention_dropout=0.0)
+    )
     optim = Optim()
     trainer = Trainer(model, LanguageModeling(length=T), optim, optimizer(optim, 1000), seed)
     ids = np.random.default_rng(0).integers(0, V, (steps_per_call, B, T + 1), dtype=np.int32)
@@ -162,7 +163,9 @@ def main():
     best = min((m for name, m in medians.items() if name.startswith("PyTorch")), default=None)
     print(f"{args.size}: medians of {args.rounds} rounds of {n}")
     for name, m in medians.items():
-        line = f"  {name:18} {m * 1e3:9.1f} ms a step  [{min(seconds[name]) * 1e3:.1f} … {max(seconds[name]) * 1e3:.1f}]"
+        line = (
+            f"  {name:18} {m * 1e3:9.1f} ms a step  [{min(seconds[name]) * 1e3:.1f} … {max(seconds[name]) * 1e3:.1f}]"
+        )
         if rate:
             line += f"  {flops(args.size) / m / statistics.median(rate):5.0%} of the matmul rate"
         print(line + (f"  {best / m:5.2f}x" if best else ""))

@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,12 +21,24 @@ import numpy as np
 
 TIMING = ("seconds", "tokens_per_second")
 EXPERIMENT = pathlib.Path(__file__).parents[1] / "quickstart_pretrain.py"
-OPTIONS = """--steps 120 --batch-size 4 --task.length 64 --save-every 0.05 --evaluate-every 0.25 --model.n-layers 2
---model.d-model 64 --model.n-heads 2 --model.d-head 32 --model.d-ff 256 --model.dropout 0.1 --ema 0.99""".split()
+OPTIONS = shlex.split("""
+    --steps 120 --batch-size 4 --task.length 64 --save-every 0.05 --evaluate-every 0.25 --ema 0.99
+    --model.n-layers 2 --model.d-model 64 --model.n-heads 2 --model.dropout 0.1
+""")
 
 
 def start(workdir: pathlib.Path, arguments: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "jaxnlp", "train", str(EXPERIMENT), "--workdir", str(workdir), *OPTIONS, *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "jaxnlp",
+        "train",
+        str(EXPERIMENT),
+        "--workdir",
+        str(workdir),
+        *OPTIONS,
+        *arguments,
+    ]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 

@@ -65,9 +65,11 @@ def main():
     train, validation = (open_source(source) for source in (pretrain.data.train, pretrain.data.validation))
     texts = [[part[i]["text"] for i in range(len(part))] for part in (train, validation)]
     print(f"""
-bits per byte of unseen modules' text   {last(folders["pretrain"], "bits_per_byte"):.3f}   (xz -9e, after the same text: {xz_bits_per_byte(*texts):.3f})
+bits per byte of unseen modules' text   {last(folders["pretrain"], "bits_per_byte"):.3f}
+    xz -9e, after the training text     {xz_bits_per_byte(*texts):.3f}
 accuracy from the checkpoint            {last(folders["classify"], "accuracy"):.1%}
-accuracy from scratch, same steps       {last(folders["scratch"], "accuracy"):.1%}   (the most frequent class: {majority(validation):.1%})
+    from scratch, same steps            {last(folders["scratch"], "accuracy"):.1%}
+    the most frequent class             {majority(validation):.1%}
 seconds                                 {time.perf_counter() - began:.0f}
 
 Return the{sample}

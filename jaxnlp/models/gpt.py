@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al., 2019): a Transformer decoder whose blocks norm first, with learned positions and a tied output.
+"""GPT-2 (Radford et al., 2019): a decoder whose blocks norm first, with learned positions and a tied output.
 
     x_0 = Drop(tokens[input_ids] + positions[position_ids])
     x_l = Block(x_{l-1}),  l = 1 … L                             causal, pre-norm, tanh GELU
@@ -52,7 +52,9 @@ class Config:
                 raise ValueError(f"model.{name}={getattr(self, name)}; allowed: 0 <= {name} < 1")
         if self.d_head is None and self.d_model % self.n_heads:
             allowed = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
-            raise ValueError(f"model.n_heads={self.n_heads} does not divide model.d_model={self.d_model}; allowed: {allowed}")
+            raise ValueError(
+                f"model.n_heads={self.n_heads} does not divide model.d_model={self.d_model}; allowed: {allowed}"
+            )
 
     @property
     def head_width(self) -> int:
@@ -77,7 +79,7 @@ VARIANTS = {
     ),
     # learns English in minutes on two cores
     "quickstart": Config(
-        vocab_size=4096, n_positions=256, n_layers=4, d_model=192, n_heads=6, dropout=0.0, attention_dropout=0.0
+        vocab_size=4096, n_positions=256, n_layers=4, d_model=128, n_heads=4, dropout=0.0, attention_dropout=0.0
     ),
 }
 
@@ -119,7 +121,7 @@ class GPT(nn.Module):
         if cache is not None:
             cache, mask, position_ids = _advance(cache, input_ids, attention_mask)
         else:
-            if T > c.n_positions:
+            if c.n_positions < T:
                 raise ValueError(f"input_ids has length {T}; allowed: at most model.n_positions={c.n_positions}")
             mask = Mask(causal=True, segment_ids=segment_ids)
             position_ids = jnp.arange(T)[None] if position_ids is None else position_ids
@@ -143,7 +145,9 @@ class GPT(nn.Module):
             deterministic=deterministic,
         )
         layers = None if cache is None else cache["layers"]
-        x, layers = Stack(block, c.n_layers, c.scan, c.remat, name="blocks")(embed(input_ids, position_ids), mask, layers)
+        x, layers = Stack(block, c.n_layers, c.scan, c.remat, name="blocks")(
+            embed(input_ids, position_ids), mask, layers
+        )
         hidden = LayerNorm(c.epsilon, dtype, name="norm")(x)
 
         outputs = {"last_hidden_state": hidden}
@@ -155,7 +159,7 @@ class GPT(nn.Module):
         return outputs | ({"logits": unembedding.logits()} if logits else {"unembedding": unembedding})
 
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> dict[str, Any]:
-        """An empty cache of `length` slots: {"layers": keys and values [B, H, S, K] of each, "segment_ids" [B, S], "index"}.
+        """An empty cache of `length` slots: {"layers": each one's keys and values [B, H, S, K], "segment_ids", …}.
 
         Each `apply` writes its T tokens at slots index … index + T - 1; a segment id of 0 marks a slot of padding.
         """

@@ -52,9 +52,7 @@ class Classification:
         return {"logits": classify(pool(hidden, attention_mask, self.pooling))}
 
 
-def pool(
-    hidden: Float[Array, "B T D"], attention_mask: Int[Array, "B T"] | None, pooling: str
-) -> Float[Array, "B D"]:
+def pool(hidden: Float[Array, "B T D"], attention_mask: Int[Array, "B T"] | None, pooling: str) -> Float[Array, "B D"]:
     """The first or last real token's hidden state, or the mean of the real ones; padding on either side."""
     if attention_mask is None:
         attention_mask = jnp.ones(hidden.shape[:2], jnp.int32)

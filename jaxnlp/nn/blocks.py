@@ -1,10 +1,10 @@
 """The one block of BERT, GPT and both halves of the Transformer, and the stack of them.
 
-    norm_first = False   h = Norm(x + Drop(Attention(x))),    y = Norm(h + Drop(MLP(h)))     Vaswani et al., 2017, section 3.1
-    norm_first = True    h = x + Drop(Attention(Norm(x))),    y = h + Drop(MLP(Norm(h)))     Radford et al., 2019, section 2.3
+    norm_first = False   h = Norm(x + Drop(Attention(x))),  y = Norm(h + Drop(MLP(h)))   Vaswani et al., 2017, 3.1
+    norm_first = True    h = x + Drop(Attention(Norm(x))),  y = h + Drop(MLP(Norm(h)))   Radford et al., 2019, 2.3
 
-    Attention(x) = concat_h(softmax(q_h k_h' / sqrt(K)) v_h) W_o                             Vaswani et al., 2017, eq. 1
-    MLP(x)       = act(x W_1 + b_1) W_2 + b_2                                                ibid., eq. 2
+    Attention(x) = concat_h(softmax(q_h k_h' / sqrt(K)) v_h) W_o                         Vaswani et al., 2017, eq. 1
+    MLP(x)       = act(x W_1 + b_1) W_2 + b_2                                            ibid., eq. 2
 
 Letters: B batch, T length, S slots of the cache, D width, H heads, K head width, F feed-forward width, L layers.
 """
@@ -109,7 +109,7 @@ class Projection(nn.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         inputs = x.shape[-self.n_in :]
         kernel = self.param("kernel", self._init, inputs + self.shape).astype(self.dtype)
-        # As one matrix product of rows: XLA's products on a CPU are slower over several axes, above all their gradients.
+        # One product of rows: on a CPU, XLA's are slower over several axes, above all those of the gradient.
         rows = x.astype(self.dtype).reshape(-1, math.prod(inputs))
         y = (rows @ kernel.reshape(rows.shape[1], -1)).reshape(*x.shape[: x.ndim - self.n_in], *self.shape)
         if self.use_bias:
@@ -193,7 +193,12 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         common = {"kernel_init": self.kernel_init, "out_init": self.out_init, "dtype": self.dtype}
         attend = SelfAttention(
-            self.n_heads, self.d_head, self.attention_dropout, deterministic=self.deterministic, name="attention", **common
+            self.n_heads,
+            self.d_head,
+            self.attention_dropout,
+            deterministic=self.deterministic,
+            name="attention",
+            **common,
         )
         mlp = MLP(self.d_ff, self.activation, name="mlp", **common)
         norm_1, norm_2 = (LayerNorm(self.epsilon, self.dtype, name=f"norm_{i}") for i in (1, 2))
@@ -254,7 +259,7 @@ def _lift(transform, block: functools.partial, **options) -> functools.partial:
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of unrolled blocks ("blocks"/"0", "1", …) as those of scanned ones ("blocks"/"layers", leading axis L)."""
+    """Parameters of unrolled blocks (blocks/0, …) as those of scanned ones (blocks/layers, with a leading axis L)."""
     blocks = params["blocks"]
     layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[str(i)] for i in range(len(blocks))))
     return {**params, "blocks": {"layers": layers}}

@@ -1,6 +1,6 @@
 """Classification of a text (Radford et al., 2018, section 3.2): the class from the body's state at the end token.
 
-    loss = - sum_b w_b log p(y_b | x_b) / sum_b w_b           accuracy = sum_b w_b [argmax_y p(y | x_b) = y_b] / sum_b w_b
+loss = - sum_b w_b log p(y_b | x_b) / sum_b w_b           accuracy = sum_b w_b [argmax_y p(y | x_b) = y_b] / sum_b w_b
 """
 
 import dataclasses
@@ -36,7 +36,13 @@ class Classification:
 
     @property
     def key(self) -> dict[str, Any]:
-        return {"task": "classification", "text": self.text, "label": self.label, "labels": self.labels, "length": self.length}
+        return {
+            "task": "classification",
+            "text": self.text,
+            "label": self.label,
+            "labels": self.labels,
+            "length": self.length,
+        }
 
     def texts(self, example: Mapping[str, Any]) -> Sequence[str]:
         return (require(example, self.text, "text"),)

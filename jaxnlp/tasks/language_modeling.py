@@ -1,7 +1,7 @@
 """Language modelling: the next token from those before it (Bengio et al., 2003; Radford et al., 2018, eq. 1).
 
-    loss = - sum_t w_t log p(x_t | x_<t) / sum_t w_t          perplexity = exp(loss)
-    bits_per_byte = - sum_t w_t log2 p(x_t | x_<t) / bytes of the texts of all x_t: independent of the tokenizer
+loss = - sum_t w_t log p(x_t | x_<t) / sum_t w_t          perplexity = exp(loss)
+bits_per_byte = - sum_t w_t log2 p(x_t | x_<t) / bytes of the texts of all x_t: independent of the tokenizer
 """
 
 import dataclasses
@@ -53,7 +53,9 @@ class LanguageModeling:
         n_bytes = tokenizer.byte_lengths
         if n_bytes is None:
             return windows
-        return batches.Mapped(windows, lambda b: b | {"bytes": np.float32((n_bytes[b["labels"]] * b["weights"]).sum(1))})
+        return batches.Mapped(
+            windows, lambda b: b | {"bytes": np.float32((n_bytes[b["labels"]] * b["weights"]).sum(1))}
+        )
 
     def sums(self, apply: Apply, batch: Batch) -> Sums:
         inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "position_ids") if name in batch}

@@ -75,5 +75,3 @@ def require(example: Mapping[str, Any], feature: str, field: str) -> Any:
     if feature not in example:
         raise ValueError(f"task.{field}={feature!r} is no feature of the data; allowed: {', '.join(sorted(example))}")
     return example[feature]
-
-

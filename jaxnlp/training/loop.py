@@ -32,7 +32,6 @@ from jaxnlp.training.progress import Progress
 from jaxnlp.training.report import MetricsWriter, write_report
 from jaxnlp.training.step import Trainer, TrainState
 
-
 REPORT_SECONDS = 60  # at least, between two drawings of the report while training
 
 
@@ -78,7 +77,11 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
             params = pretrained.load(experiment.init, state.params)
             state = state.replace(params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
         folder.cut_metrics(start)
-        with MetricsWriter(folder) as writer, Progress(experiment.steps, start) as progress, _terminated() as terminated:
+        with (
+            MetricsWriter(folder) as writer,
+            Progress(experiment.steps, start) as progress,
+            _terminated() as terminated,
+        ):
             run = _Loop(experiment, trainer, checkpoints, writer, progress, terminated, validation, folder)
             state = run.go(state, start, train_batches)
         exhibits = trainer.task.show(trainer.model, state.params if state.ema is None else state.ema, tokenizer)
@@ -223,7 +226,9 @@ class _Loop:
             return
         self.checkpoints.wait()
         good = self.checkpoints.steps
-        last = f"the last good checkpoint is step {good[-1]} in {self.folder.path}" if good else "there is no checkpoint"
+        last = (
+            f"the last good checkpoint is step {good[-1]} in {self.folder.path}" if good else "there is no checkpoint"
+        )
         raise NonFiniteLoss(f"the loss of step {bad} is not finite; {last}. Try a lower optim.lr or more optim.warmup")
 
 

@@ -1,7 +1,7 @@
 """AdamW (Loshchilov and Hutter, 2019) on a warmed-up schedule, clipped, with decay on matrices only: all of it optax.
 
-    lr(t) = lr (t + 1) / (W + 1)                                              t < W = warmup * steps
-    lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (steps - W))) / 2)      t >= W
+lr(t) = lr (t + 1) / (W + 1)                                              t < W = warmup * steps
+lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (steps - W))) / 2)      t >= W
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ Params = Any  # a nested dict of arrays
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """AdamW's numbers; the defaults are GPT-3's (Brown et al., 2020, appendix B) but for the rate, which is a choice."""
+    """AdamW's numbers; the defaults are GPT-3 125M's (Brown et al., 2020, table 2.1 and appendix B)."""
 
     lr: float = 6e-4  # the peak
     warmup: float = 0.02  # fraction of the steps
@@ -56,7 +56,12 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
 def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
     """The transformation of a gradient, averaged over the batch, into an update; frozen paths have no state."""
     adamw = optax.adamw(
-        schedule(optim, steps), b1=optim.b1, b2=optim.b2, eps=optim.epsilon, weight_decay=optim.weight_decay, mask=decayed
+        schedule(optim, steps),
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.epsilon,
+        weight_decay=optim.weight_decay,
+        mask=decayed,
     )
     chain = [adamw] if optim.clip is None else [optax.clip_by_global_norm(optim.clip), adamw]
     if optim.layer_decay is not None:

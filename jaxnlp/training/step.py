@@ -1,6 +1,6 @@
 """The one step: train_step(state, batch) -> (state, sums), a pure function, and its counterpart for evaluation.
 
-    g = grad(sum of losses) / sum of weights         summed over microbatches first, divided once
+g = grad(sum of losses) / sum of weights         summed over microbatches first, divided once
 """
 
 import dataclasses
@@ -98,7 +98,8 @@ class Trainer:
 
         micro = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), batch)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), rng)
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), rng),
         )
         return jax.lax.scan(add, zeros, (micro, jnp.arange(self.accumulate)))[0]
 

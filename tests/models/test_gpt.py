@@ -17,7 +17,9 @@ from jaxnlp.nn.blocks import stack_layers, unstack_layers
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 ORACLE = runpy.run_path(str(GOLDEN / "gpt2.py"))
 BATCHES = {k: {n: jnp.asarray(x, jnp.int32) for n, x in b.items()} for k, b in ORACLE["inputs"]().items()}
-CONFIG = gpt.Config(n_layers=2, d_model=32, n_heads=4, vocab_size=61, n_positions=24, dropout=0.0, attention_dropout=0.0)
+CONFIG = gpt.Config(
+    n_layers=2, d_model=32, n_heads=4, vocab_size=61, n_positions=24, dropout=0.0, attention_dropout=0.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_parameter_names_and_shapes():
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_initial_values_are_gpt2s(scan):
-    """N(0, 0.02²), but 0.02 / sqrt(2 L) into the residual stream; biases 0, scales 1: Radford et al., 2019, section 2.3."""
+    """N(0, 0.02²), but 0.02 / sqrt(2 L) into the residual stream (Radford et al., 2019, 2.3); biases 0, scales 1."""
     config = gpt.Config(n_layers=8, d_model=256, n_heads=4, vocab_size=512, n_positions=512, scan=scan)
     params = jax.jit(gpt.GPT(config).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     block = unstack_layers(params)["blocks"]["5"] if scan else params["blocks"]["5"]
@@ -225,10 +227,16 @@ def test_classification_reads_real_tokens(pooling, params):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: gpt.Config(n_layers=2, d_model=128, n_heads=7), r"n_heads=7 does not divide model.d_model=128; allowed: 1, 2, 4, 8"),
+        (
+            lambda: gpt.Config(n_layers=2, d_model=128, n_heads=7),
+            r"n_heads=7 does not divide model.d_model=128; allowed: 1, 2, 4, 8",
+        ),
         (lambda: gpt.Config(n_layers=0), r"model.n_layers=0; allowed: 1 and more"),
         (lambda: gpt.Config(dropout=1.0), r"model.dropout=1.0; allowed"),
-        (lambda: gpt.GPT(CONFIG).init(jax.random.key(0), jnp.zeros((1, 25), jnp.int32)), r"length 25; .*n_positions=24"),
+        (
+            lambda: gpt.GPT(CONFIG).init(jax.random.key(0), jnp.zeros((1, 25), jnp.int32)),
+            r"length 25; .*n_positions=24",
+        ),
         (lambda: gpt.GPT(CONFIG).init_cache(1, 25), r"25 slots; .*n_positions=24"),
     ],
 )

@@ -9,7 +9,6 @@ import signal
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 import jaxnlp
@@ -19,7 +18,7 @@ from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.training import loop
 from jaxnlp.training.experiment import Data, Experiment, Pretrained
-from jaxnlp.training.folder import Folder, FolderError
+from jaxnlp.training.folder import FolderError
 from jaxnlp.training.optim import Optim
 
 TEXTS = [{"text": f"{a} and {b} make {a + b}.", "label": (a + b) % 3} for a in range(12) for b in range(12)]
