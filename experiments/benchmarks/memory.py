@@ -1,0 +1,64 @@
+"""Peak memory of a 124M GPT-2 training step, by what the backward pass recomputes.
+
+    python experiments/benchmarks/memory.py [--batch 4] [--length 256]
+
+For each of remat = none, dots, full: what the compiled step needs beside its arguments (XLA's own account), the peak of
+the process's resident memory over one step (each in a process of its own), and the step's seconds.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+FORMS = ("none", "dots", "full")
+
+
+def measure(remat: str, batch: int, length: int) -> dict[str, float]:
+    import dataclasses
+
+    import jax
+    import numpy as np
+
+    from jaxnlp.models import gpt
+    from jaxnlp.tasks.language_modeling import LanguageModeling
+    from jaxnlp.training.optim import Optim, optimizer
+    from jaxnlp.training.step import Trainer
+
+    model = gpt.GPT(dataclasses.replace(gpt.VARIANTS["gpt2"], remat=remat, dropout=0.0, attention_dropout=0.0))
+    optim = Optim()
+    trainer = Trainer(model, LanguageModeling(length=length), optim, optimizer(optim, 1000))
+    ids = np.zeros((batch, length), np.int32)
+    data = {"input_ids": ids, "labels": ids, "weights": np.ones(ids.shape, np.float32)}
+    state = jax.jit(lambda key: trainer.init(model.init(key, ids)["params"], data))(jax.random.key(0))
+    step = jax.jit(trainer.train_step, donate_argnums=0).lower(state, data).compile()
+    temporary = step.memory_analysis().temp_size_in_bytes
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        state, sums = jax.block_until_ready(step(state, data))
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"temporary": temporary / 2**30, "peak": peak / 2**30, "seconds": min(seconds)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--remat", choices=FORMS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.remat:
+        return print(json.dumps(measure(args.remat, args.batch, args.length)))
+    print(f"GPT-2 124M, {args.batch} x {args.length}, float32, AdamW")
+    print("remat   temporaries GiB   peak resident GiB   seconds a step")
+    for remat in FORMS:
+        command = [sys.executable, __file__, "--remat", remat, "--batch", str(args.batch), "--length", str(args.length)]
+        m = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(f"{remat:6} {m['temporary']:16.2f} {m['peak']:19.2f} {m['seconds']:16.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
