@@ -263,14 +263,14 @@ def padded(
 # Rows by hand ---------------------------------------------------------------------------------------------------------
 
 
-def pad(rows: Sequence[Sequence[int] | np.ndarray], *, pad_id: int) -> Batch:
-    """Rows of any length as input_ids and attention_mask, [B, T] with T from few sizes; a batch made by hand.
+def pad(rows: Sequence[Sequence[int] | np.ndarray], *, pad_id: int, max_length: int) -> Batch:
+    """Rows of up to max_length as input_ids and attention_mask, [B, T] with T from few sizes; a batch made by hand.
 
-    >>> pad([[5, 6], [7]], pad_id=0)["input_ids"][:, :3]
+    >>> pad([[5, 6], [7]], pad_id=0, max_length=16)["input_ids"][:, :3]
     array([[5, 6, 0], [7, 0, 0]])
     """
     longest = max(map(len, rows))
-    width = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
+    width = min(max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length()), max_length)
     ids, mask = np.full([len(rows), width], pad_id, np.int32), np.zeros([len(rows), width], np.int32)
     for i, row in enumerate(rows):
         ids[i, : len(row)], mask[i, : len(row)] = row, 1

@@ -99,7 +99,7 @@ class Classification:
         results: list[dict[str, Any]] = [{}] * len(ids)
         for start in range(0, len(order), 32):
             rows = order[start : start + 32]
-            inputs = batches.pad([ids[i] for i in rows], pad_id=tokenizer.pad_id)
+            inputs = batches.pad([ids[i] for i in rows], pad_id=tokenizer.pad_id, max_length=self.length)
             for i, scores in zip(rows, np.asarray(jax.nn.softmax(apply(inputs)["logits"])), strict=True):
                 best = int(scores.argmax())
                 by_name = dict(zip(self.labels, scores.tolist(), strict=True))

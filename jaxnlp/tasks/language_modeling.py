@@ -44,9 +44,9 @@ class LanguageModeling:
         return (require(example, self.text, "text"),)
 
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
-        """Each text's ids and the end token: "ab" -> {"input_ids": [5, 6, 0]} where 0 is the end token."""
+        """"ab" -> {"input_ids": [5, 6, 0]} where 0 is the end token; an empty text -> nothing."""
         texts = tokenizer.encode_batch([text for example in examples for text in self.texts(example)])
-        return [{"input_ids": np.asarray([*ids, tokenizer.eos_id], np.int32)} for ids in texts]
+        return [{"input_ids": np.asarray([*ids, tokenizer.eos_id], np.int32)} for ids in texts if ids]
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
         windows = batches.windows(cache, length=self.length, batch_size=batch_size, seed=seed, apart=self.apart)

@@ -1,0 +1,118 @@
+"""The optimizer against PyTorch's, the schedule against its formula, and which parameter gets what."""
+
+import math
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnlp.models import gpt
+from jaxnlp.nn.blocks import stack_layers
+from jaxnlp.training import optim
+from jaxnlp.training.optim import Optim, optimizer, schedule
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def params():
+    model = gpt.GPT(gpt.Config(n_layers=3, d_model=8, n_heads=2, vocab_size=8, n_positions=8))
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return params | {"heads": {"classification": {"kernel": jnp.ones((8, 2))}}}
+
+
+def test_equals_torch_adamw():
+    oracle = runpy.run_path(str(GOLDEN / "adamw.py"))
+    params, gradients = oracle["problem"]()
+    expected = np.load(GOLDEN / "adamw.npz")
+    o = Optim(lr=oracle["LR"], warmup=0, decay="constant", weight_decay=oracle["DECAY"], clip=oracle["CLIP"])
+    transform = optimizer(o, oracle["STEPS"])
+    params = {"layer": {k: jnp.asarray(x) for k, x in params.items()}}
+    state = transform.init(params)
+    for step in range(oracle["STEPS"]):
+        gradient = {"layer": {k: jnp.asarray(g[step]) for k, g in gradients.items()}}
+        updates, state = transform.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    for name, value in params["layer"].items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
+def test_schedule(decay):
+    """Up over 10 of 100 steps, from lr / 11 at step 0 to lr at step 10; then down to a tenth."""
+    rate = schedule(Optim(lr=2.0, warmup=0.1, decay=decay, end=0.1), 100)
+    for t in range(10):
+        assert math.isclose(rate(t), 2.0 * (t + 1) / 11, rel_tol=1e-6)
+    shape = {
+        "cosine": lambda x: 0.1 + 0.9 * (1 + math.cos(math.pi * x)) / 2,
+        "linear": lambda x: 1 - 0.9 * x,
+        "constant": lambda x: 1.0,
+    }[decay]
+    for t in range(10, 101):
+        assert math.isclose(rate(t), 2.0 * shape((t - 10) / 90), rel_tol=1e-5)
+
+
+def test_decay_is_on_matrices_and_tables_alone(params):
+    decayed = {path for path, on in zip(optim.paths(params), jax.tree.leaves(optim.decayed(params)), strict=True) if on}
+    assert decayed == {path for path in optim.paths(params) if path.endswith(("kernel", "tokens", "positions"))}
+
+
+def updates(o: Optim, params):
+    transform = optimizer(o, 10)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    return transform.update(gradient, transform.init(params), params)[0]
+
+
+def ratio(a, b):
+    return jax.tree.map(lambda x, y: np.unique(np.round(np.asarray(x / y), 5)).tolist(), a, b)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_layer_decay(scan, params):
+    """Half the rate for each layer below the top: heads 1, blocks 1/2, 1/4, 1/8, embeddings 1/16."""
+    params = stack_layers(params) if scan else params
+    found = ratio(updates(Optim(layer_decay=0.5), params), updates(Optim(), params))
+    assert found["heads"]["classification"]["kernel"] == found["norm"]["scale"] == [1.0]
+    assert found["embed"]["tokens"] == [0.0625]
+    blocks = found["blocks"]
+    if scan:
+        assert blocks["layers"]["mlp"]["in"]["kernel"] == [0.125, 0.25, 0.5]
+    else:
+        assert [blocks[str(i)]["mlp"]["in"]["kernel"] for i in range(3)] == [[0.125], [0.25], [0.5]]
+
+
+def test_frozen_paths_have_no_update_and_no_state(params):
+    o = Optim(freeze="embed/.*|blocks/[01]/.*")
+    found = updates(o, params)
+    assert not any(np.any(x) for x in jax.tree.leaves([found["embed"], found["blocks"]["0"], found["blocks"]["1"]]))
+    assert all(np.all(x != 0) for x in jax.tree.leaves([found["blocks"]["2"], found["heads"]]))
+    sizes = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
+    trained = sizes([params["blocks"]["2"], params["norm"], params["heads"]])
+    assert sizes(optimizer(o, 10).init(params)) == 2 * trained + 2  # two moments of each, and two counts
+
+
+def test_gradient_of_frozen_paths_is_not_computed(params):
+    """The compiled gradient does less work."""
+    model = gpt.GPT(gpt.Config(n_layers=3, d_model=8, n_heads=2, vocab_size=8, n_positions=8))
+    ids = jnp.zeros((1, 8), jnp.int32)
+
+    def flops(o):
+        loss = lambda p: model.apply({"params": optim.stop_frozen(o, p)}, ids)["last_hidden_state"].sum()  # noqa: E731
+        return jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
+
+    assert flops(Optim(freeze="embed/.*|blocks/.*")) < 0.6 * flops(Optim())
+
+
+def test_a_pattern_that_freezes_nothing_is_refused(params):
+    with pytest.raises(ValueError, match=r"optim.freeze='block/.\*' matches no parameter; there are blocks/0/attention"):
+        optim.stop_frozen(Optim(freeze="block/.*"), params)
+
+
+@pytest.mark.parametrize(("field", "value"), [("lr", 0.0), ("warmup", 1.5), ("b2", -0.1), ("end", 2.0)])
+def test_bad_numbers_are_named(field, value):
+    with pytest.raises(ValueError, match=rf"optim.{field}={value}; allowed"):
+        Optim(**{field: value})
