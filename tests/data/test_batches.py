@@ -283,4 +283,5 @@ def test_pad():
     batch = batches.pad([[5, 6], [7]], pad_id=3, max_length=64)
     np.testing.assert_array_equal(batch["input_ids"][:, :3], [[5, 6, 3], [7, 3, 3]])
     np.testing.assert_array_equal(batch["attention_mask"].sum(1), [2, 1])
-    assert batches.pad([[1] * 33], pad_id=0)["input_ids"].shape == (1, 64)
+    assert batches.pad([[1] * 33], pad_id=0, max_length=64)["input_ids"].shape == (1, 64)
+    assert batches.pad([[1] * 33], pad_id=0, max_length=48)["input_ids"].shape == (1, 48)
