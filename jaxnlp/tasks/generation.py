@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Int
 from jaxnlp import decoding
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.decoding import Decoding, Processor
+from jaxnlp.nn.blocks import unstack_layers
 
 CHUNK = 8  # tokens between two looks at the text for a stop string: each look is a round trip to the device
 
@@ -38,7 +39,7 @@ def generate(
     top_p: float | int | None = None,
     repetition_penalty: float | int | None = None,
     processors: Sequence[Processor] = (),
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     seed: int = 0,
     on_text: Callable[[int, str], None] | None = None,
 ) -> list[str]:
@@ -57,12 +58,16 @@ def generate(
         raise TypeError(f"prompts is one string, {prompts[:40]!r}; allowed: a list of strings")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}; allowed: 1 and more")
+    stop = [stop] if isinstance(stop, str) else stop
     if not all(stop):
         raise ValueError(f"stop={stop!r} holds an empty string; allowed: strings of one character and more")
     process = _process(temperature, top_k, top_p, repetition_penalty, processors)
     if not prompts:
         return []
     rows = [_Row(ids) for ids in _encode(tokenizer, prompts, model.config, max_new_tokens)]
+    if model.config.scan:  # a scan copies each layer's weights and cache before it uses them
+        model = model.clone(config=dataclasses.replace(model.config, scan=False))
+        params = _unstack(params)
 
     prompt, mask, n_new = _pad([row.prompt for row in rows], max_new_tokens, model.config.n_positions)
     end_id = tokenizer.eos_id
@@ -90,6 +95,9 @@ def generate(
         if done != finished:
             state = state.replace(finished=jnp.array(done))
     return [row.text for row in rows]
+
+
+_unstack = jax.jit(unstack_layers)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n_slots"))

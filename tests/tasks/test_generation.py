@@ -146,6 +146,7 @@ def test_a_text_ends_before_the_first_stop_string(wild):
     text = "one two. three, four"
     options = {"max_new_tokens": len(text), "processors": [force(wild[2].encode(text))]}
     assert generate(*wild, ["A"], stop=["four", "x", ", "], **options) == ["one two. three"]
+    assert generate(*wild, ["A"], stop=", ", **options) == ["one two. three"]
     assert generate(*wild, ["A"], stop=["five"], **options) == [text]
     assert generate(*wild, ["one"], stop=["one"], **options) == [""]
 
