@@ -18,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.nn.blocks import unstack_layers
 from jaxnlp.tasks import generation
 from jaxnlp.training import loop
 from jaxnlp.training.checkpoint import load_params
@@ -67,8 +66,7 @@ class Run:
             raise ValueError(
                 f"this run has the heads {self.model.heads}, and no language model's output to generate with"
             )
-        model, params = self._unrolled
-        return generation.generate(model, params, self.tokenizer, prompts, **options)
+        return generation.generate(self.model, self.params, self.tokenizer, prompts, **options)
 
     def predict(self, texts: Sequence[str], *, task: Any = None) -> list[dict[str, Any]]:
         """What the task says of each text: a class with its probability, for instance."""
@@ -78,14 +76,6 @@ class Run:
         if not hasattr(task, "predict"):
             raise ValueError(f"{type(task).__name__} predicts nothing of a text; a language model has `generate`")
         return task.predict(self.apply, self.tokenizer, texts)
-
-    @functools.cached_property
-    def _unrolled(self) -> tuple[nn.Module, Mapping[str, Any]]:
-        """The form that decodes fastest: each layer's weights in arrays of their own."""
-        if not self.config.scan:
-            return self.model, self.params
-        config = dataclasses.replace(self.config, scan=False)
-        return self.model.clone(config=config), jax.jit(unstack_layers)(self.params)
 
 
 def load(
