@@ -1,10 +1,10 @@
 """Attention in one place: softmax(q k' / sqrt(K)) v (Vaswani et al., 2017, eq. 1), by the fastest path that is right.
 
-    path      where            takes                                                                 written by
-    cudnn     GPU, bf16, fp16  K <= 128 and a multiple of 8; causal, window, lengths                 NVIDIA
-    pallas    TPU              T and S multiples of 128; causal, window, lengths, segment_ids        jax: splash attention
-    blocked   anywhere         everything; taken from T * S > 512 * 512, as its memory grows with T + S   flash.py
-    plain     anywhere         everything; holds the [T, S] weights of one layer                     flash.py
+    path      where            takes                                                             by
+    cudnn     GPU, bf16, fp16  K <= 128, a multiple of 8; causal, causal window, lengths         NVIDIA
+    pallas    TPU              T and S multiples of 128; causal, window, lengths, segment_ids    jax: splash attention
+    blocked   anywhere         everything, where T * S is large: memory linear in T and S        flash.py
+    plain     anywhere         everything; holds the [T, S] weights of one layer                 flash.py
 
 cudnn and pallas take no dropout, no prefix and no offset, and of window, lengths and segment_ids (which can hide all
 keys from a query) one at a time. The first row that fits is taken: `choose` says which, and the tests hold it to this.
@@ -18,13 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxnlp.nn.flash import blocked, logits, plain
 from jaxnlp.nn.masks import Mask
 
 PATHS = ("cudnn", "pallas", "blocked", "plain")
-PLAIN_UP_TO = 512 * 512  # T * S; above it blocks are faster on a CPU: experiments/benchmarks/attention.py
 
 
 def attention(
@@ -48,7 +48,8 @@ def attention(
     if dropout_rate and dropout_rng is None:
         raise ValueError(f"dropout_rate={dropout_rate} came without a dropout_rng; allowed: a key of jax.random")
     case = q.shape, k.shape, q.dtype, mask, dropout_rate
-    path = implementation or choose(_platform(), *case)
+    platform = _platform()
+    path = implementation or choose(platform, *case)
     if path not in (allowed := [path for path in PATHS if _takes(path, *case)]):
         raise ValueError(f"implementation={path!r} cannot compute this attention; allowed: {', '.join(allowed)}")
     q = q * jnp.asarray(1 / math.sqrt(q.shape[-1]) if scale is None else scale, q.dtype)
@@ -58,7 +59,7 @@ def attention(
         case "pallas":
             return _pallas(q, k, v, mask)
         case "blocked":
-            return blocked(q, k, v, mask, dropout_rate, dropout_rng)
+            return blocked(q, k, v, mask, dropout_rate, dropout_rng, block=_blocks(platform)[1])
         case _:
             return plain(q, k, v, mask, dropout_rate, dropout_rng)
 
@@ -77,7 +78,7 @@ def choose(
         return "cudnn"
     if platform == "tpu" and _takes("pallas", *case):
         return "pallas"
-    return "blocked" if q_shape[2] * k_shape[2] > PLAIN_UP_TO else "plain"
+    return "blocked" if q_shape[2] * k_shape[2] > _blocks(platform)[0] else "plain"
 
 
 def _takes(path: str, q_shape, k_shape, dtype, mask: Mask, dropout_rate: float) -> bool:
@@ -92,6 +93,14 @@ def _takes(path: str, q_shape, k_shape, dtype, mask: Mask, dropout_rate: float) 
         return T % 128 == S % 128 == 0
     half, narrow = dtype in (jnp.bfloat16, jnp.float16), K <= 128 and K % 8 == 0
     return half and narrow and mask.segment_ids is None and (mask.window is None or mask.causal)
+
+
+def _blocks(platform: str) -> tuple[int, int]:
+    """Above which T * S blocks are taken, and how many queries and keys they have.
+
+    The CPU's are measured, and fit its caches; the others hold enough work for an accelerator's matrix units.
+    """
+    return (256 * 256, 128) if platform == "cpu" else (1024 * 1024, 512)
 
 
 def _platform() -> str:
@@ -127,42 +136,35 @@ def _where_real(real, out: Float[Array, "B H T K"]) -> Float[Array, "B H T K"]:
 
 
 def _pallas(q, k, v, mask: Mask) -> Float[Array, "B H T K"]:
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash  # noqa: PLC0415
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks  # noqa: PLC0415
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    B, H, T, S = q.shape[:3] + k.shape[2:3]
+    B, T, S = q.shape[0], q.shape[2], k.shape[2]
     if mask.window is not None:
         band = masks.LocalMask((T, S), (mask.window - 1, 0 if mask.causal else None), 0)
     else:
         band = (masks.CausalMask if mask.causal else masks.FullMask)((T, S))
-    ids = None
+    ids = None  # of the keys -1, and of the queries 0, for what sees and is seen by nobody
     if mask.lengths is not None:
-        ids = splash.SegmentIds(
-            jnp.ones((B, T), jnp.int32), (jnp.arange(S)[None] < mask.lengths[:, None]).astype(jnp.int32)
-        )
+        some, real = mask.lengths[:, None] > 0, jnp.arange(S)[None] < mask.lengths[:, None]
+        ids = splash.SegmentIds(jnp.broadcast_to(some, (B, T)).astype(jnp.int32), jnp.where(real, 1, -1))
     elif mask.segment_ids is not None:
         ids = splash.SegmentIds(mask.segment_ids, jnp.where(mask.segment_ids == 0, -1, mask.segment_ids))
+    t, s = (next(size for size in (512, 256, 128) if n % size == 0) for n in (T, S))
+    sizes = splash.BlockSizes(
+        **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), t),
+        **dict.fromkeys(("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"), s),
+    )
 
     def run(q, k, v, ids):
-        t, s = (next(size for size in (512, 256, 128) if n % size == 0) for n in (T, S))
-        sizes = splash.BlockSizes(
-            **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), t),
-            **dict.fromkeys(("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"), s),
-        )
-        kernel = splash.make_splash_mha(
-            masks.MultiHeadMask([band] * q.shape[1]),
-            **{"block_sizes": sizes, "head_shards": 1, "q_seq_shards": 1, "interpret": _platform() != "tpu"},
-        )
+        heads = masks.MultiHeadMask([band] * q.shape[1])
+        interpret = _platform() != "tpu"
+        kernel = splash.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
         return jax.vmap(kernel)(q, k, v, ids)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.auto_axes:
+    if jax.sharding.get_abstract_mesh().auto_axes:  # XLA cannot cut a kernel; the rules say along which axes it may
         batch, heads = nn.logical_to_mesh_axes(("batch", "heads"))
-        P = jax.sharding.PartitionSpec
-        run = jax.shard_map(
-            run, in_specs=(*[P(batch, heads)] * 3, P(batch)), out_specs=P(batch, heads), check_vma=False
-        )
+        whole, rows = PartitionSpec(batch, heads), PartitionSpec(batch)
+        run = jax.shard_map(run, in_specs=(whole, whole, whole, rows), out_specs=whole, check_vma=False)
     out = run(q, k, v, ids)
-    if mask.lengths is not None:
-        return _where_real(mask.lengths[:, None] > 0, out)
-    return out if ids is None else _where_real(mask.segment_ids > 0, out)
+    return out if ids is None else _where_real(ids.q != 0, out)

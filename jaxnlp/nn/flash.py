@@ -1,14 +1,16 @@
 """The paths that `attention` chooses from; q comes scaled, and a row that sees nothing gives zeros.
 
 plain and blocked are one algorithm, flash attention (Dao et al., 2022; Dao, 2023), written in XLA over two tilings: a
-few parts of the queries with all the keys in their reach, and square blocks, one at a time, for long sequences. Going
-through the tiles of a query, m is the greatest logit so far, l the sum of exp(logits - m) and O' that of the values:
+few parts of the queries, each with all the keys in its reach, or square blocks, one at a time, for long sequences. As
+the tiles of a query come in, m is the greatest logit so far, l the sum of exp(x - m), and o that of the values:
 
-    x = q k',   m' = max(m, rowmax(x)),   P = exp(x - m'),   l' = exp(m - m') l + rowsum(P),   O' = exp(m - m') O + P v
+    x = q k^T,   m' = max(m, rowmax(x)),   P = exp(x - m'),   l' = exp(m - m') l + rowsum(P),   o' = exp(m - m') o + P v
 
-At the end O = O / l and L = m + log(l), which are all that is kept: the gradients' weights are computed again.
+In the end O = o / l and L = m + log(l), which are all that is kept: the backward pass computes the weights again,
 
-    P = exp(x - L),   dv = P' dO,   dP = dO v',   dx = P * (dP - rowsum(dO * O)),   dq = dx k,   dk = dx' q
+    P = exp(x - L),   dv = P^T dO,   dP = dO v^T,   dx = P * (dP - rowsum(dO * O)),   dq = dx k,   dk = dx^T q
+
+and it does so transposed, with x^T = k q^T, since XLA's CPU products are slow where the left side is transposed.
 
 Dropout multiplies P where it meets v, and dP, by 1 / (1 - rate) or 0; each tile draws its own.
 
@@ -29,7 +31,6 @@ from jaxnlp.nn.masks import Mask
 
 LOWEST = -1e30  # where m starts: a row of nothing but -inf then has exp(-inf - LOWEST) = 0, not exp(-inf + inf)
 PARTS, PART = 4, 64  # plain: the most parts of the queries, and the least queries of a part
-BLOCK = 512  # blocked: queries, and keys, of a tile
 
 
 class Tile(NamedTuple):
@@ -47,8 +48,8 @@ class Tile(NamedTuple):
 
 
 def _each(step: Callable[[Any, Tile], Any], carry: Any, tiles: tuple[Tile, ...]) -> Any:
-    """carry = step(carry, tile) for each tile: unrolled where they are few, else in a loop over tiles of one size."""
-    if len(tiles) <= PARTS:
+    """carry = step(carry, tile) for each tile: in a loop where they are many of one size, else unrolled."""
+    if len(tiles) <= PARTS or len({(tile.t, tile.s) for tile in tiles}) > 1:
         return functools.reduce(step, tiles, carry)
     t, s = tiles[0].t, tiles[0].s
     starts = np.asarray([(tile.row, tile.key, tile.number) for tile in tiles], np.int32)
@@ -66,9 +67,11 @@ def plain(q, k, v, mask: Mask, rate: float = 0.0, rng: PRNGKeyArray | None = Non
     return _flash(q, k, v, mask, mask.query_segments(T), rng, tuple(tiles), rate)
 
 
-def blocked(q, k, v, mask: Mask, rate: float = 0.0, rng: PRNGKeyArray | None = None) -> Float[Array, "B H T K"]:
+def blocked(
+    q, k, v, mask: Mask, rate: float = 0.0, rng: PRNGKeyArray | None = None, *, block: int
+) -> Float[Array, "B H T K"]:
     B, T, S = q.shape[0], q.shape[2], k.shape[2]
-    t, s = min(BLOCK, T), min(BLOCK, S)
+    t, s = min(block, T), min(block, S)
     if S % s and mask.lengths is None:  # hides the keys that fill the last block
         mask = mask.replace(lengths=jnp.full(B, S))
     segments = mask.query_segments(T)
@@ -125,13 +128,14 @@ def _flash_backward(tiles, rate, saved, dout):
 
     def step(carry, tile):
         q_t, dout_t, k_s, v_s = tile.rows(q), tile.rows(dout), tile.keys(k), tile.keys(v)
-        x = logits(q_t, k_s, _visible(mask, segments, tile))
-        weights = jnp.exp(x - tile.rows(logsum))
-        keep = _keep(rng, rate, tile, x.shape)
-        dv = _einsum("bhts,bhtk->bhsk", _dropout(weights, keep, rate).astype(v.dtype), dout_t)
-        dweights = _dropout(_einsum("bhtk,bhsk->bhts", dout_t, v_s), keep, rate)
-        dx = (weights * (dweights - tile.rows(mean))).astype(q.dtype)
-        dq, dk = _einsum("bhts,bhsk->bhtk", dx, k_s), _einsum("bhts,bhtk->bhsk", dx, q_t)
+        visible, keep = _visible(mask, segments, tile), _keep(rng, rate, tile, (*q.shape[:2], tile.t, tile.s))
+        visible, keep, logsum_t, mean_t = map(_transposed, (visible, keep, tile.rows(logsum), tile.rows(mean)))
+        weights = jnp.exp(logits(k_s, q_t, visible) - logsum_t)
+        dweights = _dropout(_einsum("bhsk,bhtk->bhst", v_s, dout_t), keep, rate)
+        dx = (weights * (dweights - mean_t)).astype(q.dtype)
+        dq = _einsum("bhst,bhsk->bhtk", dx, k_s)
+        dk = _einsum("bhst,bhtk->bhsk", dx, q_t)
+        dv = _einsum("bhst,bhtk->bhsk", _dropout(weights, keep, rate).astype(v.dtype), dout_t)
         sums = zip(carry, (dq, dk, dv), (tile.rows, tile.keys, tile.keys), (tile.row, tile.key, tile.key))
         return tuple(_put(total, cut(total) + new, at) for total, new, cut, at in sums)
 
@@ -143,7 +147,7 @@ _flash.defvjp(_flash_forward, _flash_backward)
 
 
 def logits(
-    q: Float[Array, "B H t K"], k: Float[Array, "B H s K"], visible: Bool[Array, "b 1 #t s"] | None
+    q: Float[Array, "B H t K"], k: Float[Array, "B H s K"], visible: Bool[Array, "b 1 #t #s"] | None
 ) -> Float[Array, "B H t s"]:
     x = _einsum("bhtk,bhsk->bhts", q, k)
     return x if visible is None else x + jnp.where(visible, 0.0, -jnp.inf)
@@ -151,6 +155,10 @@ def logits(
 
 def _einsum(equation: str, *operands: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
+
+
+def _transposed(x: Array | None) -> Array | None:
+    return None if x is None else x.swapaxes(2, 3)
 
 
 def _put(x: Array, new: Array, start: int | Int[Array, ""]) -> Array:
