@@ -46,15 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"no command {name!r}{_nearest(name, COMMANDS)}; allowed: {', '.join(COMMANDS)}")
     except KeyboardInterrupt:
         return 130
-    except SystemExit as stop:  # the parser's, or the loop's with a message and a code of its own
-        if isinstance(stop.code, int) and stop.args and isinstance(stop.args[0], str):
-            print(stop.args[0], file=sys.stderr)
-        return stop.code if isinstance(stop.code, int) else 0
+    except SystemExit as stop:  # the parser's, or an experiment's own
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except (ValueError, RuntimeError, OSError) as error:
         if not _is_answer(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        code = getattr(error, "exit_code", 2)
+        print(f"error: {error}" if code == 2 else str(error), file=sys.stderr)
+        return code
     return 0
 
 
@@ -259,10 +260,10 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 def _is_answer(error: Exception) -> bool:
     """Whether the message is meant for the caller: raised by our own code or an experiment's, or by the system.
 
-    What libraries raise is a mistake of ours, and its traceback is wanted. JAX takes its own frames out and says so in
-    a note.
+    What libraries raise is a mistake of ours, and its traceback is wanted. JAX keeps the whole traceback of an error
+    within what it compiles as the cause of the one that it shows.
     """
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    file = Path(frame.f_code.co_filename)
-    ours = file.is_relative_to(PACKAGE) or "experiment" in frame.f_globals
-    return isinstance(error, OSError) or (ours and not getattr(error, "__notes__", None))
+    whole = error.__cause__ if type(error.__cause__).__name__ == "UnfilteredStackTrace" else error
+    *_, (frame, _) = traceback.walk_tb(whole.__traceback__)
+    ours = Path(frame.f_code.co_filename).is_relative_to(PACKAGE) or "experiment" in frame.f_globals
+    return ours or isinstance(error, OSError) or hasattr(error, "exit_code")

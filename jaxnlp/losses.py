@@ -108,7 +108,7 @@ def _columns(x: Float[Array, "*N V"]) -> Int[Array, "*N V"]:
 
 
 def _logits(hidden: Float[Array, "N D"], table, bias, terms: _Terms) -> Float[Array, "N V"]:
-    x = _product("nd,vd->nv", hidden, table)
+    x = _product("nd,vd->nv", hidden, table.astype(hidden.dtype))
     if bias is not None:
         x += bias.astype(jnp.float32)[None]
     return x if terms.vocab_size == table.shape[0] else jnp.where(_columns(x) < terms.vocab_size, x, -jnp.inf)
@@ -140,7 +140,7 @@ def _total_forward(hidden, table, bias, labels, weights, terms, n_blocks):
         if even:
             dx = jnp.where(_columns(x) < terms.vocab_size, dx, 0.0)
         sums = sums[0] + _product("nv,nd->vd", dx.astype(h.dtype), h), sums[1] + dx.sum(0)
-        return sums, (losses, _product("nv,vd->nd", dx.astype(h.dtype), table).astype(h.dtype))
+        return sums, (losses, _product("nv,vd->nd", dx.astype(h.dtype), table.astype(h.dtype)).astype(h.dtype))
 
     zeros = jnp.zeros(table.shape, jnp.float32), jnp.zeros(table.shape[:1], jnp.float32)
     (dtable, dbias), (losses, dhidden) = _scan(step, zeros, (hidden, labels, weights), n_blocks)

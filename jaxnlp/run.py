@@ -49,15 +49,16 @@ class Run:
         """The model's outputs for `input_ids` [B, T] and whatever else it takes by name, without dropout; jitted.
 
         `outputs` asks for more: "attentions" (each layer's weights [B, H, T, T]), "hidden_states" (what enters each
-        layer, [B, T, D]). Raises ValueError for an id outside the vocabulary.
+        layer and the last one's normed output, [B, T, D]). ValueError for an id or a position outside its table.
         """
         unknown = set(outputs) - {"attentions", "hidden_states"}
         if unknown:
             raise ValueError(f"outputs: no {', '.join(sorted(unknown))}; allowed: attentions, hidden_states")
-        ids = np.asarray(inputs["input_ids"])
-        if ids.size and not 0 <= ids.min() <= ids.max() < self.config.vocab_size:
-            bad = ids.min() if ids.min() < 0 else ids.max()
-            raise ValueError(f"input_ids holds {bad}; allowed: 0 … {self.config.vocab_size - 1} (model.vocab_size)")
+        for name, size in (("input_ids", "vocab_size"), ("position_ids", "n_positions")):
+            ids, rows = np.asarray(inputs.get(name, 0)), getattr(self.config, size)
+            if ids.size and not 0 <= ids.min() <= ids.max() < rows:
+                bad = ids.min() if ids.min() < 0 else ids.max()
+                raise ValueError(f"{name} holds {bad}; allowed: 0 … {rows - 1} (model.{size}={rows})")
         return _apply(self.model, self.params, dict(inputs), tuple(outputs))
 
     def generate(self, prompts: Sequence[str], **options: Any) -> list[str]:
@@ -73,9 +74,10 @@ class Run:
         task = task or self.task
         if isinstance(task, External):
             raise ValueError(f"the run was trained on {task.name}, a task of your own: give it as task=")
+        run = self if task is self.task else dataclasses.replace(self, model=self.config.build(task.heads))
         if not hasattr(task, "predict"):
             raise ValueError(f"{type(task).__name__} predicts nothing of a text; a language model has `generate`")
-        return task.predict(self.apply, self.tokenizer, texts)
+        return task.predict(run.apply, self.tokenizer, texts)
 
 
 def load(
@@ -98,6 +100,7 @@ def load(
         FolderError: the folder is no run.
         CheckpointError: it has no such step, or none that can be read.
     """
+    loop.keep_compiled()
     folder = open_run(path)
     experiment = folder.read_experiment()
     config = experiment.model if dtype is None else dataclasses.replace(experiment.model, dtype=jnp.dtype(dtype).name)
@@ -119,12 +122,18 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
     return dataclasses.replace(run, model=run.config.build(experiment.task.heads), experiment=own)
 
 
-def evaluate(run: Run, *, source: Any = None, data_dir: str | None = None) -> dict[str, float]:
-    """The task's metrics over the whole of `source`, by default the run's validation part."""
+def evaluate(run: Run, *, source: Any = None, task: Any = None, data_dir: str | None = None) -> dict[str, float]:
+    """The task's metrics over the whole of `source`, by default the run's validation part.
+
+    A source or a task of the caller's own is not in the run's folder: then `source` or `task` gives it.
+    """
     source = run.experiment.data.validation if source is None else source
     if source is None or isinstance(source, External):
         raise ValueError("the run names no validation part that can be read again: give it as source=")
-    experiment = dataclasses.replace(run.experiment, model=run.config)
+    task = task or run.task
+    if isinstance(task, External):
+        raise ValueError(f"the run was trained on {task.name}, a task of your own: give it as task=")
+    experiment = dataclasses.replace(run.experiment, model=run.config, task=task)
     return loop.evaluate(experiment, run.params, run.tokenizer, source, data_dir=data_dir)
 
 
@@ -135,7 +144,10 @@ def _apply(
     if not outputs:
         return model.apply({"params": params}, **inputs)
     result, seen = model.apply({"params": params}, **inputs, mutable=["intermediates"])
-    return result | {name: _layers(seen["intermediates"]["blocks"], name) for name in outputs}
+    layers = {name: _layers(seen["intermediates"]["blocks"], name) for name in outputs}
+    if "hidden_states" in layers:
+        layers["hidden_states"] += (result["last_hidden_state"],)
+    return result | layers
 
 
 def _layers(blocks: Mapping[str, Any], name: str) -> tuple[Array, ...]:

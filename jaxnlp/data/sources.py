@@ -91,7 +91,7 @@ def fingerprint(source: TFDS | Examples, data_dir: str | None = None) -> str:
     else:
         examples = open_source(source)
         for i in range(len(examples)):
-            digest.update(json.dumps(examples[i], sort_keys=True, default=np.ndarray.tolist).encode())
+            digest.update(json.dumps(examples[i], sort_keys=True, default=lambda value: value.tolist()).encode())
     return digest.hexdigest()
 
 

@@ -116,8 +116,12 @@ class GPT(nn.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         T = input_ids.shape[1]
+        if cache is not None and not (segment_ids is None and position_ids is None):
+            raise ValueError("segment_ids or position_ids came with a cache; allowed: attention_mask, which gives both")
         if segment_ids is None:
             segment_ids = attention_mask
+        elif attention_mask is not None:
+            segment_ids = segment_ids * attention_mask
         if cache is not None:
             cache, mask, position_ids = _advance(cache, input_ids, attention_mask)
         else:

@@ -23,9 +23,10 @@ class Unembedding(NamedTuple):
     vocab_size: int
 
     def logits(self) -> Float[Array, "B T vocab_size"]:
-        logits = jnp.einsum("btd,vd->btv", self.hidden, self.table.astype(self.hidden.dtype))
+        table = self.table.astype(self.hidden.dtype)
+        logits = jnp.einsum("btd,vd->btv", self.hidden, table, preferred_element_type=jnp.float32)
         if self.bias is not None:
-            logits = logits + self.bias.astype(logits.dtype)
+            logits += self.bias.astype(jnp.float32)[None, None]
         return logits[..., : self.vocab_size]
 
 

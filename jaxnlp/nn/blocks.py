@@ -101,7 +101,6 @@ class Projection(nn.Module):
 
     shape: tuple[int, ...]
     n_in: int = 1
-    use_bias: bool = True
     kernel_init: Initializer = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
 
@@ -112,10 +111,8 @@ class Projection(nn.Module):
         # One product of rows: on a CPU, XLA's are slower over several axes, above all those of the gradient.
         rows = x.astype(self.dtype).reshape(-1, math.prod(inputs))
         y = (rows @ kernel.reshape(rows.shape[1], -1)).reshape(*x.shape[: x.ndim - self.n_in], *self.shape)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, self.shape).astype(self.dtype)
-            y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
-        return y
+        bias = self.param("bias", nn.initializers.zeros, self.shape).astype(self.dtype)
+        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
     def _init(self, rng, shape):
         fan_in, fan_out = math.prod(shape[: self.n_in]), math.prod(shape[self.n_in :])

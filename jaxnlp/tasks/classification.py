@@ -78,7 +78,7 @@ class Classification:
             buckets=self.buckets,
         )
 
-    def sums(self, apply: Apply, batch: Batch) -> Sums:
+    def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
         logits = apply(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])["logits"]
         loss, weight = cross_entropy(logits, batch["labels"], batch["weights"])
         correct = jnp.sum(batch["weights"] * (logits.argmax(-1) == batch["labels"]))

@@ -44,7 +44,7 @@ class LanguageModeling:
         return (require(example, self.text, "text"),)
 
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
-        """"ab" -> {"input_ids": [5, 6, 0]} where 0 is the end token; an empty text -> nothing."""
+        """ "ab" -> {"input_ids": [5, 6, 0]} where 0 is the end token; an empty text -> nothing."""
         texts = tokenizer.encode_batch([text for example in examples for text in self.texts(example)])
         return [{"input_ids": np.asarray([*ids, tokenizer.eos_id], np.int32)} for ids in texts if ids]
 
@@ -57,7 +57,8 @@ class LanguageModeling:
             windows, lambda b: b | {"bytes": np.float32((n_bytes[b["labels"]] * b["weights"]).sum(1))}
         )
 
-    def sums(self, apply: Apply, batch: Batch) -> Sums:
+    def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
+        """Label smoothing and z-loss are the training loss's alone: perplexity and bits per byte are without them."""
         inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "position_ids") if name in batch}
         hidden, table, bias, vocab_size = apply(**inputs, logits=False)["unembedding"]
         loss, weight = blocked_cross_entropy(
@@ -67,8 +68,8 @@ class LanguageModeling:
             batch["weights"],
             bias=bias,
             vocab_size=vocab_size,
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
+            label_smoothing=self.label_smoothing if training else 0.0,
+            z_loss=self.z_loss if training else 0.0,
         )
         sums = {"loss": (loss, weight)}
         if "bytes" in batch:
@@ -80,6 +81,8 @@ class LanguageModeling:
 
     def show(self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Samples, ...]:
         """What the model makes of the prompts."""
-        room = min(self.length, 100) - max(map(len, tokenizer.encode_batch(self.prompts)), default=0)
+        room = min(100, model.config.n_positions - max(map(len, tokenizer.encode_batch(self.prompts)), default=0))
+        if room < 1:
+            return ()
         texts = generate(model, params, tokenizer, self.prompts, max_new_tokens=room, temperature=0.8, top_p=0.95)
         return (Samples("Samples, temperature 0.8, top-p 0.95", tuple(zip(self.prompts, texts, strict=True))),)

@@ -26,6 +26,8 @@ Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]  # name -> (sum, wei
 class Task(Protocol):
     """What the training loop asks of a task."""
 
+    length: int  # tokens a row at most
+
     @property
     def heads(self) -> tuple[Any, ...]:
         """What the task puts on the body (models/heads.py); nothing for a language model."""
@@ -43,8 +45,8 @@ class Task(Protocol):
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> Batches:
         """Batches as a function of the step; `seed=None` is one pass in order, for evaluation."""
 
-    def sums(self, apply: Apply, batch: Batch) -> Sums:
-        """Everything measured on the batch, "loss" first."""
+    def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
+        """Everything measured on the batch. "loss" is what training lowers; outside training, the plain loss."""
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """The means of `sums` under the names of metrics.jsonl, with what follows from them (perplexity)."""

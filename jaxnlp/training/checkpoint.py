@@ -77,6 +77,11 @@ class Checkpoints:
         _delete_unfinished(self.directory)  # what a killed process was writing
 
     @property
+    def begun(self) -> bool:
+        """Whether a save was ever finished, readable or not."""
+        return any(path.suffix == ".json" for path in self.directory.iterdir())
+
+    @property
     def steps(self) -> list[int]:
         """Steps that can be restored, in order; one being saved counts as soon as it is whole."""
         return [manifest.step for manifest in self._manifests()]
@@ -177,8 +182,8 @@ def load_params(
     `dtype`: of the floating ones; None: as saved.
     """
     directory = epath.Path(directory).absolute()
-    manifest, _ = _find(directory, step)
     part = "ema" if ema else "params"
+    manifest, _ = _find(directory, step, part)
     leaves = {
         path.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(leaf["shape"], _cast(jnp.dtype(leaf["dtype"]), dtype))
         for path, leaf in manifest.leaves.items()
@@ -207,8 +212,8 @@ class _BrokenError(Exception):
     """Says which file of a step is wrong, and how."""
 
 
-def _find(directory: epath.Path, step: Step) -> tuple[Manifest, set[int]]:
-    """The manifest of the step that is meant, all its files checked, and the steps that were passed over."""
+def _find(directory: epath.Path, step: Step, part: str = "") -> tuple[Manifest, set[int]]:
+    """The manifest of the step that is meant, its files (of one part) checked, and the steps that were passed over."""
     if not directory.exists():
         raise CheckpointError(f"{directory}: no such folder")
     broken: dict[int, str] = {}
@@ -229,7 +234,7 @@ def _find(directory: epath.Path, step: Step) -> tuple[Manifest, set[int]]:
             raise CheckpointError(f"{directory} has no step {step}; found: {found}")
     for manifest in manifests:
         try:
-            _check_files(directory, manifest)
+            _check_files(directory, manifest, part)
         except _BrokenError as error:
             broken[manifest.step] = str(error)
             continue
@@ -268,8 +273,10 @@ def _read_manifest(directory: epath.Path, step: int) -> Manifest:
         raise _BrokenError(f"{path.name} is damaged: {error}") from error
 
 
-def _check_files(directory: epath.Path, manifest: Manifest) -> None:
+def _check_files(directory: epath.Path, manifest: Manifest, part: str) -> None:
     for name, expected in manifest.files.items():
+        if "/" in name and not name.startswith(part):
+            continue
         path = directory / str(manifest.step) / name
         if not path.exists():
             raise _BrokenError(f"{manifest.step}/{name} is missing")

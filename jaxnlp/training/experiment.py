@@ -18,7 +18,7 @@ from jaxnlp.training.optim import Optim
 from jaxnlp.training.serialize import decode, encode
 
 # What a resumed run may have changed: nothing that the numbers depend on. Everything else would be another run.
-MAY_CHANGE = r"(.*\.)?data_dir|(log|evaluate|save)_every|keep_(latest|best)|monitor|steps_per_call|parallel"
+MAY_CHANGE = r"(.*\.)?data_dir|(log|evaluate|save)_every|keep_(latest|best)|monitor"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,8 @@ class Experiment:
     evaluate_every: float = 0.1  # fraction of the steps; the whole validation part
     save_every: float = 0.1  # fraction of the steps
     keep_latest: int = 2  # checkpoints
-    keep_best: int = 1  # checkpoints, by `monitor` on the validation part
+    keep_best: int = 1  # checkpoints, by `monitor`, of those at whose step the validation part is evaluated
     monitor: str = "loss"
-    parallel: str = "jit"  # how the step runs on the devices
 
     def validate(self) -> None:
         """ValueError for the first number that cannot be meant."""

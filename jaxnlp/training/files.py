@@ -17,5 +17,5 @@ def write_atomically(path: epath.PathLike, data: str | bytes) -> None:
     beside.replace(path)
 
 
-def is_remote(path: epath.Path) -> bool:
+def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)

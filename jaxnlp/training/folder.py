@@ -103,10 +103,6 @@ class Folder:
         return lines
 
 
-def is_run(path: epath.PathLike) -> bool:
-    return not Folder(path).missing()
-
-
 def open_run(path: epath.PathLike) -> Folder:
     """The folder of a run that was started; FolderError if it is none."""
     folder = Folder(path)

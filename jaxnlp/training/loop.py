@@ -26,25 +26,26 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.training import pretrained
 from jaxnlp.training.checkpoint import Checkpoints
 from jaxnlp.training.experiment import Experiment, check_same_run, every
+from jaxnlp.training.files import is_remote
 from jaxnlp.training.folder import Folder, locked, open_run
 from jaxnlp.training.optim import optimizer, schedule
 from jaxnlp.training.progress import Progress
 from jaxnlp.training.report import MetricsWriter, write_report
-from jaxnlp.training.step import Trainer, TrainState
+from jaxnlp.training.step import Trainer, TrainState, eval_step
 
 REPORT_SECONDS = 60  # at least, between two drawings of the report while training
 
 
-class Preempted(SystemExit):
-    """SIGTERM came: the state is saved, and the same command goes on from there. Exit code 75 (EX_TEMPFAIL)."""
+class Preempted(RuntimeError):
+    """SIGTERM came: the state is saved, and the same command goes on from there."""
 
-    code = 75
+    exit_code = 75  # of the command line: EX_TEMPFAIL
 
 
-class NonFiniteLoss(SystemExit):
-    """The loss became NaN or infinite. Exit code 70 (EX_SOFTWARE)."""
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient became NaN or infinite."""
 
-    code = 70
+    exit_code = 70  # EX_SOFTWARE
 
 
 def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str | None = None) -> Folder:
@@ -53,9 +54,12 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
     Raises:
         FolderError: another training holds the folder.
         ValueError: the folder holds another experiment, or the parts do not fit together.
+        CheckpointError: the folder holds checkpoints and none of them can be read.
         Preempted, NonFiniteLoss: see there.
     """
     experiment.validate()
+    if is_remote(workdir):
+        raise ValueError(f"workdir={os.fspath(workdir)}; allowed: a folder of this machine")
     keep_compiled()
     with locked(workdir) as folder, contextlib.closing(Checkpoints(
         folder.checkpoints,
@@ -64,6 +68,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
         monitor=experiment.monitor,
     )) as checkpoints:  # fmt: skip
         experiment, tokenizer = settle(experiment, folder, data_dir)
+        check_lengths(experiment)
         trainer = trainer_for(experiment)
         train_batches, validation = batches_for(experiment, tokenizer, data_dir)
         example = next(iter(_calls(train_batches, 0, 1, 1)))
@@ -71,12 +76,14 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
             jax.random.key(experiment.seed)
         )
         start = 0
-        if checkpoints.steps:
+        if checkpoints.begun:
             state, start = checkpoints.restore(state)
         elif experiment.init is not None:
             params = pretrained.load(experiment.init, state.params)
             state = state.replace(params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
         folder.cut_metrics(start)
+        tokenizer.save(folder.tokenizer)
+        folder.write_experiment(experiment)
         with (
             MetricsWriter(folder) as writer,
             Progress(experiment.steps, start) as progress,
@@ -99,29 +106,36 @@ def evaluate(
 
 
 def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tuple[Experiment, Tokenizer]:
-    """The experiment with nothing left open, and its tokenizer: the folder's, the checkpoint's, or a new one."""
-    base = None
-    if experiment.init is not None and (experiment.model is None or experiment.tokenizer is None):
-        base = open_run(experiment.init.run)
-        experiment = dataclasses.replace(experiment, model=experiment.model or base.read_experiment().model)
-    if folder.experiment.exists():
-        check_same_run(folder.read_experiment(), experiment)
-        tokenizer = Tokenizer.load(folder.tokenizer)
-    elif experiment.tokenizer is None:
+    """The experiment with nothing left open, and its tokenizer: the folder's own, the checkpoint's, or a new one."""
+    begun = folder.checkpoints.exists() and any(folder.checkpoints.iterdir())
+    if begun and not folder.missing():
+        saved = folder.read_experiment()
+        experiment = dataclasses.replace(experiment, model=experiment.model or saved.model)
+        check_same_run(saved, experiment)
+        return experiment, Tokenizer.load(folder.tokenizer)
+    base = None if experiment.init is None else open_run(experiment.init.run)
+    experiment = dataclasses.replace(experiment, model=experiment.model or base.read_experiment().model)
+    if experiment.tokenizer is None:
         tokenizer = Tokenizer.load(base.tokenizer)
     else:
         source = open_source(experiment.data.train, data_dir)
         texts = (text for i in range(len(source)) for text in experiment.task.texts(source[i]))
         tokenizer = tokenizers.build(experiment.tokenizer, texts)
+        if base is not None:
+            pretrained.check_tokenizer(experiment.init, Tokenizer.load(base.tokenizer), tokenizer)
     if tokenizer.vocab_size > experiment.model.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size={experiment.model.vocab_size}; "
             f"allowed: {tokenizer.vocab_size} and more"
         )
-    if not folder.experiment.exists():
-        tokenizer.save(folder.tokenizer)
-        folder.write_experiment(experiment)  # last: a folder with it holds the tokenizer too
     return experiment, tokenizer
+
+
+def check_lengths(experiment: Experiment) -> None:
+    """ValueError for rows longer than the model's positions."""
+    length, n_positions = experiment.task.length, experiment.model.n_positions
+    if length > n_positions:
+        raise ValueError(f"task.length={length}; allowed: at most model.n_positions={n_positions}")
 
 
 def trainer_for(experiment: Experiment) -> Trainer:
@@ -196,18 +210,22 @@ class _Loop:
             self.progress.update(step, metrics)
             validated: dict[str, float] = {}
             if self.validation is not None and due(evaluate_every):
+                jax.block_until_ready(sums)  # what trained until here is not the evaluation's time
                 began = time.perf_counter()
                 validated = _evaluate(self.trainer, state.params if state.ema is None else state.ema, self.validation)
+                if e.monitor not in validated:
+                    raise ValueError(f"monitor={e.monitor!r} is not measured; allowed: {', '.join(validated)}")
                 self.writer.write(step, "validation", {**validated, "seconds": time.perf_counter() - began})
                 self.progress.validated(step, validated)
                 if began - reported > REPORT_SECONDS:
                     write_report(self.folder)
                     reported = began
                 since += time.perf_counter() - began
-            if due(save_every) or self.terminated():
+            stop = self.terminated()
+            if due(save_every) or stop:
                 self._check_finite(state)
                 self.checkpoints.save(step, state, validated)
-            if self.terminated() and step < e.steps:
+            if stop and step < e.steps:
                 self.checkpoints.wait()
                 raise Preempted(f"terminated at step {step}: saved in {self.folder.path}; the same command goes on")
         self.checkpoints.wait()
@@ -229,20 +247,20 @@ class _Loop:
         last = (
             f"the last good checkpoint is step {good[-1]} in {self.folder.path}" if good else "there is no checkpoint"
         )
-        raise NonFiniteLoss(f"the loss of step {bad} is not finite; {last}. Try a lower optim.lr or more optim.warmup")
+        raise NonFiniteLoss(
+            f"the loss or the gradient of step {bad} is not finite; {last}. Try a lower optim.lr or more optim.warmup"
+        )
 
 
 def _evaluate(trainer: Trainer, params: Any, batches: Batches) -> dict[str, float]:
     sums = None
     for batch in _calls(batches, 0, batches.steps_per_epoch, 1):
-        new = _eval_step(trainer, params, jax.tree.map(lambda x: x[0], batch))
+        new = _eval_step(trainer.model, trainer.task, params, jax.tree.map(lambda x: x[0], batch))
         sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
     return trainer.task.metrics(_means(sums))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _eval_step(trainer, params, batch):
-    return trainer.eval_step(params, batch)
+_eval_step = jax.jit(eval_step, static_argnums=(0, 1))
 
 
 def _means(sums: Mapping[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (steps - W))) / 2)      t >= W
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -30,14 +31,19 @@ class Optim:
     weight_decay: float = 0.1  # on matrices and tables, not on biases and norms
     clip: float | None = 1.0  # largest global norm of the gradient
     freeze: str | None = None  # regex of parameter paths that stay as they are, such as "embed/.*"
-    layer_decay: float | None = None  # lr of a layer = lr * layer_decay ** (layers above it) (Clark et al., 2020)
+    layer_decay: float | None = None  # lr of a block = lr * layer_decay ** (blocks above it + 1) (Clark et al., 2020)
 
     def __post_init__(self):
         for name, low, high in (("warmup", 0, 1), ("end", 0, 1), ("b1", 0, 1), ("b2", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"optim.{name}={getattr(self, name)}; allowed: {low} to {high}")
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr={self.lr}; allowed: more than 0")
+        for name in ("lr", "epsilon", "clip", "layer_decay"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"optim.{name}={getattr(self, name)}; allowed: more than 0")
+        try:
+            re.compile(self.freeze or "")
+        except re.error as error:
+            raise ValueError(f"optim.freeze={self.freeze!r} is no regex: {error}") from error
 
 
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
@@ -63,13 +69,16 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
         weight_decay=optim.weight_decay,
         mask=decayed,
     )
-    chain = [adamw] if optim.clip is None else [optax.clip_by_global_norm(optim.clip), adamw]
-    if optim.layer_decay is not None:
-        chain.append(_scale_layers(optim.layer_decay))
-    if optim.freeze is None:
-        return optax.chain(*chain)
-    labels = lambda params: by_path(lambda path, _: "frozen" if frozen(optim, path) else "trained", params)  # noqa: E731
-    return optax.multi_transform({"trained": optax.chain(*chain), "frozen": optax.set_to_zero()}, labels)
+    rule = adamw if optim.clip is None else optax.chain(optax.clip_by_global_norm(optim.clip), adamw)
+    if optim.freeze is not None:
+        rule = optax.multi_transform(
+            {"trained": rule, "frozen": optax.set_to_zero()}, functools.partial(_labels, optim)
+        )
+    return rule if optim.layer_decay is None else optax.chain(rule, _scale_layers(optim.layer_decay))
+
+
+def _labels(optim: Optim, params: Params) -> Params:
+    return by_path(lambda path, _: "frozen" if frozen(optim, path) else "trained", params)
 
 
 def decayed(params: Params) -> Params:

@@ -17,6 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
+from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
 from jaxnlp.training.checkpoint import load_params
 from jaxnlp.training.experiment import Pretrained
@@ -29,6 +30,16 @@ def load(spec: Pretrained, initial: Params) -> dict[str, Any]:
     """The initial parameters with those of the run that `spec` names."""
     loaded, _ = load_params(open_run(spec.run).checkpoints, spec.step, ema=spec.ema)
     return merge(initial, loaded, spec)
+
+
+def check_tokenizer(spec: Pretrained, base: Tokenizer, own: Tokenizer) -> None:
+    """ValueError if ids would stand for other tokens than in the checkpoint, whose rows of the table are kept."""
+    anew = [pattern for pattern in (spec.fresh, spec.grow) if pattern and re.fullmatch(pattern, "embed/tokens")]
+    if own.fingerprint != base.fingerprint and not anew:
+        raise ValueError(
+            f"the tokenizer ({own.vocab_size} tokens) is not the one of {spec.run} ({base.vocab_size} tokens); "
+            "allowed: tokenizer=None, which takes that one, or init.fresh or init.grow that matches embed/tokens"
+        )
 
 
 def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:

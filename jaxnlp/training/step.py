@@ -28,7 +28,7 @@ class TrainState:
     opt_state: optax.OptState
     ema: Params | None  # moving average of the parameters, where one is asked for
     sums: Sums  # measured since the last line of metrics.jsonl, so that a resumed run writes the same lines
-    bad_step: Int[Array, ""]  # the first step whose loss was not finite, or -1
+    bad_step: Int[Array, ""]  # the first step whose loss or gradient was not finite, or -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Trainer:
 
     def init(self, params: Params, batch: Batch) -> TrainState:
         """The state before the first step; `batch` may be abstract and gives the names that the task measures."""
-        measured = jax.eval_shape(lambda p, b: self._sums(p, b, jax.random.key(0)), params, batch)
+        measured = jax.eval_shape(lambda p, b: measure(self.model, self.task, p, b, jax.random.key(0)), params, batch)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -63,7 +63,7 @@ class Trainer:
         gradient = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), gradient)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
+        bad = (state.bad_step < 0) & ~(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient)))
         state = TrainState(
             step=state.step + 1,
             params=params,
@@ -79,13 +79,9 @@ class Trainer:
         state, sums = jax.lax.scan(self.train_step, state, batches)
         return state, jax.tree.map(lambda x: x[-1], sums)
 
-    def eval_step(self, params: Params, batch: Batch) -> Sums:
-        """What the task measures, without dropout."""
-        return self._sums(params, batch, None)
-
     def _gradient(self, params: Params, batch: Batch, rng: Array) -> tuple[Params, Sums]:
         def loss(params: Params, batch: Batch, rng: Array) -> tuple[Array, Sums]:
-            sums = self._sums(stop_frozen(self.optim, params), batch, rng)
+            sums = measure(self.model, self.task, stop_frozen(self.optim, params), batch, rng)
             return sums["loss"][0], sums
 
         gradient = jax.grad(loss, has_aux=True)
@@ -103,11 +99,18 @@ class Trainer:
         )
         return jax.lax.scan(add, zeros, (micro, jnp.arange(self.accumulate)))[0]
 
-    def _sums(self, params: Params, batch: Batch, rng: Array | None) -> Sums:
-        apply: Callable[..., dict[str, Any]] = functools.partial(
-            self.model.apply,
-            {"params": params},
-            deterministic=rng is None,
-            rngs=None if rng is None else {"dropout": rng},
-        )
-        return self.task.sums(apply, batch)
+
+def eval_step(model: nn.Module, task: Task, params: Params, batch: Batch) -> Sums:
+    """What the task measures, without dropout."""
+    return measure(model, task, params, batch, None)
+
+
+def measure(model: nn.Module, task: Task, params: Params, batch: Batch, rng: Array | None) -> Sums:
+    """What the task measures; with a key, as in training: with dropout and whatever the loss adds."""
+    apply: Callable[..., dict[str, Any]] = functools.partial(
+        model.apply,
+        {"params": params},
+        deterministic=rng is None,
+        rngs=None if rng is None else {"dropout": rng},
+    )
+    return task.sums(apply, batch, training=rng is not None)

@@ -1,6 +1,6 @@
 """Writes adamw.npz: ten steps of torch.optim.AdamW after clip_grad_norm_, with decay on the matrix alone.
 
-    python tests/golden/adamw.py         where PyTorch is installed
+python tests/golden/adamw.py         where PyTorch is installed
 """
 
 import pathlib

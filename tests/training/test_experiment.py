@@ -192,7 +192,7 @@ def test_differences_name_the_path_and_both_values():
     )
     found = differences(EXPERIMENT, other)
     assert [line.partition(": ")[0] for line in found] == ["model.d_ff", "optim.lr", "init"]
-    assert found[0] == "model.d_ff: 512 -> 1"
+    assert found[0] == "model.d_ff: None -> 1"
     assert differences(EXPERIMENT, EXPERIMENT) == []
     assert differences(EXPERIMENT, changed(model=Optim())) == [
         "model: jaxnlp.models.gpt.Config -> jaxnlp.training.optim.Optim"
@@ -201,7 +201,7 @@ def test_differences_name_the_path_and_both_values():
 
 def test_what_the_numbers_do_not_depend_on_may_change():
     check_same_run(EXPERIMENT, changed(log_every=0.5, save_every=0.2, evaluate_every=1.0, keep_latest=9, keep_best=0))
-    check_same_run(EXPERIMENT, changed(monitor="accuracy", steps_per_call=8))
+    check_same_run(EXPERIMENT, changed(monitor="accuracy"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from jaxnlp.training.files import write_atomically
-from jaxnlp.training.folder import Folder, FolderError, is_run, locked, open_run
+from jaxnlp.training.folder import Folder, FolderError, locked, open_run
 
 
 def test_second_training_is_refused_with_the_holder(tmp_path):
@@ -50,10 +50,9 @@ def test_a_folder_that_is_no_run_says_what_it_lacks(tmp_path):
     (tmp_path / "experiment.json").touch()
     with pytest.raises(FolderError, match=r"is no run: it lacks tokenizer.json, checkpoints"):
         open_run(tmp_path)
-    assert not is_run(tmp_path)
     (tmp_path / "tokenizer.json").touch()
     (tmp_path / "checkpoints").mkdir()
-    assert is_run(tmp_path)
+    assert open_run(tmp_path).path == tmp_path
     assert open_run(tmp_path).metrics == epath.Path(tmp_path / "metrics.jsonl")
 
 

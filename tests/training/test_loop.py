@@ -74,7 +74,6 @@ def test_a_run_is_whole(pretrained):
     for line in lines:
         assert math.isclose(line["perplexity"], math.exp(line["loss"]), rel_tol=1e-6)
     assert run.step == 20
-    assert "make" in "".join(t["text"] for t in TEXTS)
     assert run.generate(["1 and"], max_new_tokens=5, temperature=0) == run.generate(
         ["1 and"], max_new_tokens=5, temperature=0, seed=3
     )
@@ -109,7 +108,7 @@ def test_terminated_and_resumed_equals_undisturbed(at, pretrained, tmp_path, mon
     monkeypatch.setattr(loop.Progress, "update", update)
     with pytest.raises(loop.Preempted, match=f"step {at}") as stopped:
         jaxnlp.train(PRETRAIN, tmp_path)
-    assert stopped.value.code == 75
+    assert stopped.value.exit_code == 75
     run = jaxnlp.train(PRETRAIN, tmp_path)
     assert steps[at:] == list(range(at + 1, 21))
     workdir, undisturbed = pretrained
@@ -159,9 +158,9 @@ def test_non_finite_loss_stops(tmp_path):
     wild = dataclasses.replace(
         PRETRAIN, optim=Optim(lr=1e38, clip=None, warmup=0.0), steps=40, save_every=0.025, log_every=1.0, ema=None
     )
-    with pytest.raises(loop.NonFiniteLoss, match=r"the loss of step (\d+) is not finite; the last good") as stopped:
+    with pytest.raises(loop.NonFiniteLoss, match=r"the loss or the gradient of step (\d+) is not finite") as stopped:
         jaxnlp.train(wild, tmp_path)
-    assert stopped.value.code == 70
+    assert stopped.value.exit_code == 70
     assert not (tmp_path / "metrics.jsonl").exists()  # no line of it was due yet
 
 
@@ -208,9 +207,10 @@ def test_vocabulary_larger_than_the_table_is_refused(tmp_path):
 
 
 def test_rows_longer_than_the_positions_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"length 64; allowed: at most model.n_positions=32"):
+    with pytest.raises(ValueError, match=r"task.length=64; allowed: at most model.n_positions=32"):
         jaxnlp.train(dataclasses.replace(PRETRAIN, task=LanguageModeling(length=64)), tmp_path)
-    assert not list((tmp_path / "checkpoints").glob("*"))
+    shorter = dataclasses.replace(PRETRAIN, steps=1)
+    assert jaxnlp.train(shorter, tmp_path).step == 1  # the folder is not spoiled by what was refused
 
 
 def test_id_outside_the_vocabulary_is_refused(pretrained):
@@ -222,7 +222,7 @@ def test_id_outside_the_vocabulary_is_refused(pretrained):
 def test_hidden_states_and_attentions_on_request(pretrained):
     _, run = pretrained
     out = run.apply({"input_ids": np.array([[2, 3, 4]])}, outputs=("attentions", "hidden_states"))
-    assert len(out["attentions"]) == len(out["hidden_states"]) == 2
+    assert len(out["attentions"]) + 1 == len(out["hidden_states"]) == 3
     np.testing.assert_allclose(np.sum(out["attentions"][1], -1), 1, atol=1e-6)
     table = run.params["embed"]
     np.testing.assert_allclose(
@@ -235,5 +235,6 @@ def test_load_in_bfloat16(pretrained):
     half = jaxnlp.load(workdir, dtype="bfloat16", ema=True)
     ids = {"input_ids": np.array([[2, 3, 4]])}
     assert {x.dtype.name for x in jax.tree.leaves(half.params)} == {"bfloat16"}
-    assert half.apply(ids)["logits"].dtype == "bfloat16"
-    np.testing.assert_allclose(half.apply(ids)["logits"].astype("f"), run.apply(ids)["logits"], atol=0.1)
+    out = half.apply(ids)
+    assert (out["last_hidden_state"].dtype, out["logits"].dtype) == ("bfloat16", "float32")
+    np.testing.assert_allclose(out["logits"], run.apply(ids)["logits"], atol=0.1)

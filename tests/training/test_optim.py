@@ -108,7 +108,9 @@ def test_gradient_of_frozen_paths_is_not_computed(params):
 
 
 def test_a_pattern_that_freezes_nothing_is_refused(params):
-    with pytest.raises(ValueError, match=r"optim.freeze='block/.\*' matches no parameter; there are blocks/0/attention"):
+    with pytest.raises(
+        ValueError, match=r"optim.freeze='block/.\*' matches no parameter; there are blocks/0/attention"
+    ):
         optim.stop_frozen(Optim(freeze="block/.*"), params)
 
 

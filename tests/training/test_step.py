@@ -14,7 +14,9 @@ from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.training.optim import Optim
 from jaxnlp.training.step import Trainer
 
-CONFIG = gpt.Config(n_layers=2, d_model=16, n_heads=2, vocab_size=30, n_positions=12, dropout=0.0, attention_dropout=0.0)
+CONFIG = gpt.Config(
+    n_layers=2, d_model=16, n_heads=2, vocab_size=30, n_positions=12, dropout=0.0, attention_dropout=0.0
+)
 
 
 def trainer(config=CONFIG, **fields):
