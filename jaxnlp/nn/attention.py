@@ -3,8 +3,8 @@
     path      where            takes                                                             by
     cudnn     GPU, bf16, fp16  K <= 128, a multiple of 8; causal, causal window, lengths         NVIDIA
     pallas    TPU              T and S multiples of 128; causal, window, lengths, segment_ids    jax: splash attention
-    blocked   anywhere         everything, where T * S is large: memory linear in T and S        flash.py
-    plain     anywhere         everything; holds the [T, S] weights of one layer                 flash.py
+    blocked   anywhere         everything, from T * S > 256 * 256: memory linear in T and S      kernels.py
+    plain     anywhere         everything; keeps the [T, S] weights for the backward pass        kernels.py
 
 cudnn and pallas take no dropout, no prefix and no offset, and of window, lengths and segment_ids (which can hide all
 keys from a query) one at a time. The first row that fits is taken: `choose` says which, and the tests hold it to this.
@@ -21,10 +21,12 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxnlp.nn.flash import blocked, logits, plain
+from jaxnlp.nn.kernels import blocked, logits, plain, softmax
 from jaxnlp.nn.masks import Mask
 
 PATHS = ("cudnn", "pallas", "blocked", "plain")
+PLAIN_UP_TO = 256 * 256  # T * S; above it blocks are faster on the CPU (experiments/benchmarks/attention.py)
+BLOCK, BLOCK_CPU = 512, 128  # queries and keys of a block: enough for a matrix unit; what fits a CPU's caches
 
 
 def attention(
@@ -52,14 +54,14 @@ def attention(
     path = implementation or choose(platform, *case)
     if path not in (allowed := [path for path in PATHS if _takes(path, *case)]):
         raise ValueError(f"implementation={path!r} cannot compute this attention; allowed: {', '.join(allowed)}")
-    q = q * jnp.asarray(1 / math.sqrt(q.shape[-1]) if scale is None else scale, q.dtype)
+    q = _scaled(q, scale)
     match path:
         case "cudnn":
             return _cudnn(q, k, v, mask)
         case "pallas":
             return _pallas(q, k, v, mask)
         case "blocked":
-            return blocked(q, k, v, mask, dropout_rate, dropout_rng, block=_blocks(platform)[1])
+            return blocked(q, k, v, mask, dropout_rate, dropout_rng, block=BLOCK_CPU if platform == "cpu" else BLOCK)
         case _:
             return plain(q, k, v, mask, dropout_rate, dropout_rng)
 
@@ -78,7 +80,7 @@ def choose(
         return "cudnn"
     if platform == "tpu" and _takes("pallas", *case):
         return "pallas"
-    return "blocked" if q_shape[2] * k_shape[2] > _blocks(platform)[0] else "plain"
+    return "blocked" if q_shape[2] * k_shape[2] > PLAIN_UP_TO else "plain"
 
 
 def _takes(path: str, q_shape, k_shape, dtype, mask: Mask, dropout_rate: float) -> bool:
@@ -95,14 +97,6 @@ def _takes(path: str, q_shape, k_shape, dtype, mask: Mask, dropout_rate: float) 
     return half and narrow and mask.segment_ids is None and (mask.window is None or mask.causal)
 
 
-def _blocks(platform: str) -> tuple[int, int]:
-    """Above which T * S blocks are taken, and how many queries and keys they have.
-
-    The CPU's are measured, and fit its caches; the others hold enough work for an accelerator's matrix units.
-    """
-    return (256 * 256, 128) if platform == "cpu" else (1024 * 1024, 512)
-
-
 def _platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device  # compiling ahead of time, the mesh's is not this machine
     return device.platform if device else jax.default_backend()
@@ -112,10 +106,11 @@ def attention_weights(
     q: Float[Array, "B H T K"], k: Float[Array, "B H S K"], mask: Mask = Mask(), *, scale: float | None = None
 ) -> Float[Array, "B H T S"]:
     """The weights that `attention` gives to the keys, to look at."""
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    visible = mask.to_array(q.shape[2], k.shape[2])
-    weights = jax.nn.softmax(logits(q * jnp.asarray(scale, q.dtype), k, visible))
-    return weights if visible is None else jnp.where(visible, weights, 0.0)
+    return softmax(logits(_scaled(q, scale), k, mask.to_array(q.shape[2], k.shape[2])))
+
+
+def _scaled(q: Float[Array, "B H T K"], scale: float | None) -> Float[Array, "B H T K"]:
+    return q * jnp.asarray(1 / math.sqrt(q.shape[-1]) if scale is None else scale, q.dtype)
 
 
 def _cudnn(q, k, v, mask: Mask) -> Float[Array, "B H T K"]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxnlp.nn import attention as module
-from jaxnlp.nn import flash
+from jaxnlp.nn import kernels
 from jaxnlp.nn.attention import Mask, attention, attention_weights, choose
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "attention.npz")
@@ -40,8 +40,8 @@ MASKS = {
 @pytest.fixture(params=["plain", "blocked"])
 def path(request, monkeypatch):
     """Small parts and blocks, which divide nothing."""
-    monkeypatch.setattr(flash, "PART", 3)
-    monkeypatch.setattr(module, "_blocks", lambda platform: (1, 5))
+    monkeypatch.setattr(kernels, "PART", 3)
+    monkeypatch.setattr(module, "BLOCK_CPU", 5)
     return request.param
 
 
@@ -110,7 +110,7 @@ def check_torch(path, case):
 @pytest.mark.parametrize("case", TORCH)
 @pytest.mark.parametrize("name", ["plain", "blocked"])
 def test_a_path_gives_torchs_output_and_gradients(name, case, monkeypatch):
-    monkeypatch.setattr(module, "_blocks", lambda platform: (1, 48))
+    monkeypatch.setattr(module, "BLOCK_CPU", 48)
     check_torch(name, case)
 
 
@@ -223,13 +223,13 @@ CHOICES = [  # platform, T, S, K, dtype, mask, dropout rate -> path
     ("gpu", 512, 512, 64, BF16, Mask(causal=True), 0.0, "cudnn"),
     ("gpu", 512, 512, 128, jnp.float16, Mask(causal=True, window=9), 0.0, "cudnn"),
     ("gpu", 100, 200, 64, BF16, Mask(lengths=LENGTHS), 0.0, "cudnn"),
-    ("gpu", 512, 512, 64, F32, Mask(causal=True), 0.0, "plain"),
-    ("gpu", 512, 512, 136, BF16, Mask(causal=True), 0.0, "plain"),
-    ("gpu", 512, 512, 60, BF16, Mask(causal=True), 0.0, "plain"),
-    ("gpu", 512, 512, 64, BF16, Mask(causal=True), 0.1, "plain"),
-    ("gpu", 512, 512, 64, BF16, Mask(window=9), 0.0, "plain"),
-    ("gpu", 512, 512, 64, BF16, Mask(causal=True, window=9, lengths=LENGTHS), 0.0, "plain"),
-    ("gpu", 512, 512, 64, BF16, Mask(causal=True, segment_ids=IDS), 0.0, "plain"),
+    ("gpu", 256, 256, 64, F32, Mask(causal=True), 0.0, "plain"),
+    ("gpu", 256, 256, 136, BF16, Mask(causal=True), 0.0, "plain"),
+    ("gpu", 256, 256, 60, BF16, Mask(causal=True), 0.0, "plain"),
+    ("gpu", 256, 256, 64, BF16, Mask(causal=True), 0.1, "plain"),
+    ("gpu", 256, 256, 64, BF16, Mask(window=9), 0.0, "plain"),
+    ("gpu", 256, 256, 64, BF16, Mask(causal=True, window=9, lengths=LENGTHS), 0.0, "plain"),
+    ("gpu", 256, 256, 64, BF16, Mask(causal=True, segment_ids=IDS), 0.0, "plain"),
     ("gpu", 100, 200, 64, BF16, Mask(causal=True), 0.0, "plain"),
     ("gpu", 1, 512, 64, BF16, Mask(causal=True, offset=7), 0.0, "plain"),
     ("gpu", 2048, 2048, 64, BF16, Mask(causal=True, prefix=LENGTHS), 0.0, "blocked"),
@@ -237,9 +237,9 @@ CHOICES = [  # platform, T, S, K, dtype, mask, dropout rate -> path
     ("tpu", 512, 512, 64, BF16, Mask(window=9), 0.0, "pallas"),
     ("tpu", 128, 256, 64, BF16, Mask(lengths=LENGTHS), 0.0, "pallas"),
     ("tpu", 512, 512, 64, BF16, Mask(causal=True, segment_ids=IDS), 0.0, "pallas"),
-    ("tpu", 500, 500, 64, BF16, Mask(causal=True), 0.0, "plain"),
-    ("tpu", 512, 512, 64, BF16, Mask(causal=True), 0.1, "plain"),
-    ("tpu", 512, 512, 64, BF16, Mask(causal=True, lengths=LENGTHS, segment_ids=IDS), 0.0, "plain"),
+    ("tpu", 250, 250, 64, BF16, Mask(causal=True), 0.0, "plain"),
+    ("tpu", 256, 256, 64, BF16, Mask(causal=True), 0.1, "plain"),
+    ("tpu", 256, 256, 64, BF16, Mask(causal=True, lengths=LENGTHS, segment_ids=IDS), 0.0, "plain"),
     ("tpu", 2048, 2048, 64, BF16, Mask(causal=True, prefix=LENGTHS), 0.0, "blocked"),
     ("tpu", 1, 4096, 64, BF16, Mask(causal=True, offset=7), 0.0, "plain"),
     ("cpu", 256, 256, 64, F32, Mask(causal=True), 0.0, "plain"),
