@@ -107,8 +107,8 @@ def _columns(x: Float[Array, "*N V"]) -> Int[Array, "*N V"]:
     return lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
 
 
-def _logits(hidden: Float[Array, "N D"], table, bias, terms: _Terms) -> Float[Array, "N V"]:
-    x = _product("nd,vd->nv", hidden, table.astype(hidden.dtype))
+def _logits(hidden: Float[Array, "N D"], table: Float[Array, "V D"], bias, terms: _Terms) -> Float[Array, "N V"]:
+    x = _product("nd,vd->nv", hidden, table)
     if bias is not None:
         x += bias.astype(jnp.float32)[None]
     return x if terms.vocab_size == table.shape[0] else jnp.where(_columns(x) < terms.vocab_size, x, -jnp.inf)
@@ -120,18 +120,22 @@ def _product(equation: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> F
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _total(hidden, table, bias, labels, weights, terms: _Terms, n_blocks: int) -> Float[Array, ""]:
+    words = table.astype(hidden.dtype)
+
     def step(total, block):
         h, y, w = block
-        losses, _ = _losses(_logits(h, table, bias, terms), y, terms)
+        losses, _ = _losses(_logits(h, words, bias, terms), y, terms)
         return total + (losses * w).sum(), None
 
     return _scan(step, jnp.float32(0), (hidden, labels, weights), n_blocks)[0]
 
 
 def _total_forward(hidden, table, bias, labels, weights, terms, n_blocks):
+    words = table.astype(hidden.dtype)  # the products' type; the gradient of a float32 table stays in float32
+
     def step(sums, block):
         h, y, w = block
-        x = _logits(h, table, bias, terms)
+        x = _logits(h, words, bias, terms)
         losses, logz = _losses(x, y, terms)
         slope = w * (1 + 2 * terms.z_loss * logz)
         even = terms.label_smoothing / terms.vocab_size
@@ -139,17 +143,20 @@ def _total_forward(hidden, table, bias, labels, weights, terms, n_blocks):
         dx = slope[:, None] * jnp.exp(x - logz[:, None]) - w[:, None] * target
         if even:
             dx = jnp.where(_columns(x) < terms.vocab_size, dx, 0.0)
-        sums = sums[0] + _product("nv,nd->vd", dx.astype(h.dtype), h), sums[1] + dx.sum(0)
-        return sums, (losses, _product("nv,vd->nd", dx.astype(h.dtype), table.astype(h.dtype)).astype(h.dtype))
+        of_block = _product("nv,nd->vd", dx.astype(h.dtype), h), None if bias is None else dx.sum(0)
+        return jax.tree.map(jnp.add, sums, of_block), (
+            losses,
+            _product("nv,vd->nd", dx.astype(h.dtype), words).astype(h.dtype),
+        )
 
-    zeros = jnp.zeros(table.shape, jnp.float32), jnp.zeros(table.shape[:1], jnp.float32)
-    (dtable, dbias), (losses, dhidden) = _scan(step, zeros, (hidden, labels, weights), n_blocks)
-    dbias = None if bias is None else dbias.astype(bias.dtype)
-    return (losses * weights).sum(), (dhidden, dtable.astype(table.dtype), dbias, losses)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (table, bias))
+    sums, (losses, dhidden) = _scan(step, zeros, (hidden, labels, weights), n_blocks)
+    dtable, dbias = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, (table, bias))
+    return (losses * weights).sum(), (dhidden, dtable, dbias, losses)
 
 
 def _total_backward(terms, n_blocks, saved, dtotal):
-    dhidden, dtable, dbias, losses = jax.tree.map(lambda gradient: gradient * dtotal.astype(gradient.dtype), saved)
+    dhidden, dtable, dbias, losses = jax.tree.map(lambda x: (x.astype(jnp.float32) * dtotal).astype(x.dtype), saved)
     return dhidden, dtable, dbias, None, losses
 
 

@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jaxnlp.nn.masks import Mask
 
 LOWEST = -1e30  # the least m: a row of nothing but -inf then has exp(-inf - LOWEST) = 0, not exp(-inf + inf)
-PARTS, PART = 4, 32  # plain: the most parts of the queries, and the least queries of a part
+PARTS, PART = 4, 64  # plain: the most parts of the queries, and the least queries of a part
 
 
 class Tile(NamedTuple):
