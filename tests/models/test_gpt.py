@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxnlp.losses import blocked_cross_entropy
 from jaxnlp.models import gpt, heads
+from jaxnlp.nn.attention import attention, choose
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -193,22 +195,55 @@ def test_cached_equals_uncached(scan, params):
     np.testing.assert_allclose(np.concatenate(found, 1)[real], expected[real], atol=2e-5)
 
 
-def test_dropout_is_where_gpt2_has_it(params):
-    """Without a key it is an error; with one, two keys differ, and rate 0 in each place alone changes nothing."""
-    ids = BATCHES["plain"]["input_ids"]
-    apply = lambda config, key: gpt.GPT(config).apply(  # noqa: E731
-        {"params": params}, ids, deterministic=False, rngs={"dropout": jax.random.key(key)}
-    )["logits"]
-    plain = gpt.GPT(CONFIG).apply({"params": params}, ids)["logits"]
-    np.testing.assert_array_equal(apply(CONFIG, 0), plain)
-    for field in ("dropout", "attention_dropout"):
-        config = dataclasses.replace(CONFIG, **{field: 0.3})
-        assert not np.allclose(apply(config, 0), plain)
-        assert not np.allclose(apply(config, 0), apply(config, 1))
-        # no two rows of a batch share a mask
-        same = jnp.tile(ids[:1], (2, 1))
-        rows = gpt.GPT(config).apply({"params": params}, same, deterministic=False, rngs={"dropout": jax.random.key(0)})
-        assert not np.allclose(rows["logits"][0], rows["logits"][1])
+def test_dropout_is_where_gpt2_has_it(params, monkeypatch):
+    """On the embeddings, on what each of two sublayers adds, and on the attention weights; nowhere else."""
+    seen = []
+
+    def attend(q, k, v, mask, *, dropout_rate, dropout_rng):
+        seen.append(("attention", dropout_rate, q.shape))
+        return attention(q, k, v, mask, dropout_rate=dropout_rate, dropout_rng=dropout_rng)
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout):
+            seen.append(("/".join(context.module.path[:-1]), context.module.rate, args[0].shape))
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr("jaxnlp.nn.blocks.attention", attend)
+    config = dataclasses.replace(CONFIG, dropout=0.3, attention_dropout=0.2)
+    ids = jnp.zeros((2, 5), jnp.int32)
+    with nn.intercept_methods(note):
+        apply = functools.partial(gpt.GPT(config).apply, {"params": params}, ids)
+        rows = apply(deterministic=False, rngs={"dropout": jax.random.key(0)})["logits"]
+    stream = [("attention", 0.2, (2, 4, 5, 8)), *[("blocks/{}", 0.3, (2, 5, 32))] * 2]
+    expected = [("embed", 0.3, (2, 5, 32))] + [(name.format(i), *rest) for i in range(2) for name, *rest in stream]
+    assert seen == expected
+    assert not np.allclose(rows[0], rows[1]), "two rows of a batch share a mask"
+    assert not np.allclose(rows, apply(deterministic=False, rngs={"dropout": jax.random.key(1)})["logits"])
+    np.testing.assert_array_equal(apply()["logits"][0], apply()["logits"][1])
+
+
+@pytest.mark.parametrize(
+    ("platform", "extra", "path"),
+    [
+        ("gpu", {}, "cudnn"),
+        ("tpu", {}, "pallas"),
+        ("tpu", {"segment_ids": jnp.ones((1, 128), jnp.int32)}, "pallas"),
+        ("tpu", {"attention_mask": jnp.ones((1, 128), jnp.int32)}, "pallas"),
+        ("gpu", {"segment_ids": jnp.ones((1, 128), jnp.int32)}, "plain"),
+        ("cpu", {}, "plain"),
+    ],
+)
+def test_which_kernel_its_own_masks_get(platform, extra, path, monkeypatch):
+    taken = set()
+
+    def attend(q, k, v, mask, *, dropout_rate, dropout_rng):
+        taken.add(choose(platform, q.shape, k.shape, q.dtype, mask, dropout_rate))
+        return q
+
+    monkeypatch.setattr("jaxnlp.nn.blocks.attention", attend)
+    model = gpt.GPT(gpt.Config(vocab_size=8, n_positions=128, n_layers=1, d_model=128, n_heads=2, dtype="bfloat16"))
+    jax.eval_shape(functools.partial(model.init, jax.random.key(0)), jnp.zeros((1, 128), jnp.int32), **extra)
+    assert taken == {path}
 
 
 @pytest.mark.parametrize("pooling", ["first", "last", "mean"])
