@@ -98,6 +98,8 @@ def main():
         ours(form, SIZES[name][0])[0]()
         return print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
+    # First, as a process starts with the peak of the one that it comes from.
+    residents = {(name, form): peak(name, form) for name in SIZES for form in FORMS}
     peer = Peer(args.peer_python, __file__) if args.peer_python else None
     print("                                                            seconds  temporaries MiB  peak resident MiB")
     results = {}
@@ -112,7 +114,7 @@ def main():
                 if turn:  # the first warms up
                     seconds[form].append(took)
         for form, (_, memory) in forms.items():
-            resident = peak(name, form) if form in FORMS else float("nan")
+            resident = residents.get((name, form), float("nan"))
             row = results[name, form] = statistics.median(seconds[form]), memory / 2**20, resident / 2**20
             print(f"{name:13} {size!s:32} {form:8} {row[0]:12.4f} {row[1]:16.0f} {row[2]:18.0f}", flush=True)
     if peer:
