@@ -20,7 +20,7 @@ def experiment(pretrained: str = "runs/quickstart_pretrain", scratch: bool = Fal
         data=Data(train=TFDS("python_docs", "train"), validation=TFDS("python_docs", "validation")),
         init=Pretrained(pretrained, fresh=".*" if scratch else "heads/.*"),
         optim=Optim(lr=5e-4, warmup=0.1, end=0.0),
-        steps=400,
+        steps=250,
         batch_size=32,
         monitor="accuracy",
     )

@@ -16,10 +16,10 @@ from jaxnlp.training.optim import Optim
 def experiment() -> Experiment:
     return Experiment(
         model=gpt.VARIANTS["quickstart"],
-        task=LanguageModeling(length=256, prompts=("Return the", "Raised when", "The default")),
+        task=LanguageModeling(length=128, prompts=("Return the", "Raised when", "The default")),
         data=Data(train=TFDS("python_docs", "train"), validation=TFDS("python_docs", "validation")),
-        tokenizer=ByteBPE(4096),
+        tokenizer=ByteBPE(2048),
         optim=Optim(lr=3e-3, warmup=0.05),
-        steps=1200,
-        batch_size=8,
+        steps=1800,
+        batch_size=16,
     )

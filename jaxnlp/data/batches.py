@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from jaxnlp.data.cache import Cache
 
-PHASE, WINDOWS, EXAMPLES, ORDER = range(4)  # what a random stream is for: the last word of its seed
+DOCUMENTS, PHASE, WINDOWS, EXAMPLES, ORDER = range(5)  # what a random stream is for: the last word of its seed
 SMALLEST_BUCKET = 32  # below, a shorter row saves little and costs a compilation
 
 Batch = dict[str, np.ndarray]
@@ -72,6 +72,16 @@ def _check_step(step: int, seed: int | None, steps_per_epoch: int) -> None:
 # Packed windows -------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """All documents, one after another, as one long line of tokens."""
+
+    documents: Int[np.ndarray, "N"]  # in the order of this epoch
+    ends: Int[np.ndarray, "N"]  # where each ends in the line
+    phase: int  # where the first window begins
+    order: Int[np.ndarray, "W"]  # of the windows
+
+
 class Windows:
     """See `windows`."""
 
@@ -88,8 +98,7 @@ class Windows:
         self.n_windows = self.n_tokens // length if self.circular else -(-(self.n_tokens - 1) // length)
         self.steps_per_epoch = -(-self.n_windows // batch_size)
         self.shapes = ((batch_size, length),)
-        self.ends = np.cumsum(cache.lengths)  # of the documents, in one long line of tokens
-        self._cut = functools.lru_cache(maxsize=2)(self._make_cut)  # a step may lie on two epochs
+        self._stream = functools.lru_cache(maxsize=2)(self._make_stream)  # a step may lie on two epochs
 
     def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
         _check_step(step, self.seed, self.steps_per_epoch)
@@ -100,7 +109,7 @@ class Windows:
         for row, number in enumerate(numbers):
             epoch, window = (0, number) if self.seed is None else divmod(number, self.n_windows)
             if window < self.n_windows:
-                self._fill(*self._cut(epoch), window, tokens[row], segments[row], positions[row])
+                self._fill(self._stream(epoch), window, tokens[row], segments[row], positions[row])
         inputs, labels = segments[:, :-1], segments[:, 1:]
         counts = (labels == inputs) & (labels > 0) if self.apart else labels > 0
         batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:], "weights": counts.astype(np.float32)}
@@ -108,33 +117,34 @@ class Windows:
             batch |= {"segment_ids": inputs, "position_ids": positions[:, :-1]}
         return batch
 
-    def _make_cut(self, epoch: int) -> tuple[int, Int[np.ndarray, "W"]]:
-        """Where the epoch's first window begins in the line, and the order of the windows."""
-        phase, order = 0, np.arange(self.n_windows)
+    def _make_stream(self, epoch: int) -> _Stream:
+        n = len(self.cache.lengths)
+        documents, phase, order = np.arange(n), 0, np.arange(self.n_windows)
         if self.seed is not None:
-            order = _random(self.seed, epoch, WINDOWS).permutation(order)
+            documents = _random(self.seed, epoch, DOCUMENTS).permutation(n)
+            order = _random(self.seed, epoch, WINDOWS).permutation(self.n_windows)
         if self.circular:
             phase = int(_random(self.seed, epoch, PHASE).integers(self.n_tokens))
-        return phase, order
+        return _Stream(documents, np.cumsum(self.cache.lengths[documents]), phase, order)
 
-    def _fill(self, phase: int, order: Int[np.ndarray, "W"], window: int, tokens, segments, positions) -> None:
+    def _fill(self, stream: _Stream, window: int, tokens, segments, positions) -> None:
         """Copies one window of length + 1 tokens, document by document."""
-        at = phase + int(order[window]) * self.length
+        at = stream.phase + int(stream.order[window]) * self.length
         left = self.length + 1 if self.circular else min(self.length + 1, self.n_tokens - at)
         at %= self.n_tokens
-        document = int(np.searchsorted(self.ends, at, side="right"))
+        place = int(np.searchsorted(stream.ends, at, side="right"))
         filled, segment = 0, 0
         while filled < left:
-            segment += 1
-            start = at - int(self.ends[document] - self.cache.lengths[document])
-            take = min(int(self.ends[document]) - at, left - filled)
+            document, segment = int(stream.documents[place]), segment + 1
+            start = at - int(stream.ends[place] - self.cache.lengths[document])
+            take = min(int(stream.ends[place]) - at, left - filled)
             here = slice(filled, filled + take)
             tokens[here] = self.cache.tokens(document, start, start + take)
             segments[here] = segment
             positions[here] = np.arange(take)
             filled += take
-            at = int(self.ends[document]) % self.n_tokens
-            document = (document + 1) % len(self.ends)
+            place = (place + 1) % len(stream.documents)
+            at = int(stream.ends[place] - self.cache.lengths[stream.documents[place]])
 
 
 def windows(cache: Cache, *, length: int, batch_size: int, seed: int | None, apart: bool = False) -> Windows:
@@ -151,10 +161,10 @@ def windows(cache: Cache, *, length: int, batch_size: int, seed: int | None, apa
     A document that begins before the window counts its positions from the window's start.
 
     Evaluation: every token is a label exactly once, but for the first of all, which nothing precedes (with `apart`:
-    the first of each document). Training: each epoch joins the line to a circle, cuts it at a random phase and
-    shuffles the windows; tokens that fill no window, fewer than `length`, wait for another epoch's phase. Documents
-    keep the source's order, in which neighbours often tell of the same. Batches run on over the end of an epoch.
-    Padding, of a text shorter than a window and of the last evaluation batch, is id 0, segment 0, weight 0.
+    the first of each document). Training: each epoch shuffles the documents, joins their line to a circle, cuts it at
+    a random phase and shuffles the windows; tokens that fill no window, fewer than `length`, wait for another
+    epoch's phase. Batches run on over the end of an epoch. Padding, of a text shorter than a window and of the last
+    evaluation batch, is id 0, segment 0, weight 0.
     """
     return Windows(cache, length, batch_size, seed, apart)
 

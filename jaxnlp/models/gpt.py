@@ -79,7 +79,7 @@ VARIANTS = {
     ),
     # learns English in minutes on two cores
     "quickstart": Config(
-        vocab_size=4096, n_positions=256, n_layers=4, d_model=128, n_heads=4, dropout=0.0, attention_dropout=0.0
+        vocab_size=2048, n_positions=256, n_layers=4, d_model=128, n_heads=4, dropout=0.0, attention_dropout=0.0
     ),
 }
 
