@@ -3,7 +3,7 @@
     path      where            takes                                                             by
     cudnn     GPU, bf16, fp16  K <= 128, a multiple of 8; causal, causal window, lengths         NVIDIA
     pallas    TPU              T and S multiples of 128; causal, window, lengths, segment_ids    jax: splash attention
-    blocked   anywhere         everything, from T * S > 256 * 256: memory linear in T and S      kernels.py
+    blocked   anywhere         everything, for T > 1 and T * S > 256 * 256: memory linear        kernels.py
     plain     anywhere         everything; keeps the [T, S] weights for the backward pass        kernels.py
 
 cudnn and pallas take no dropout, no prefix and no offset, and of window, lengths and segment_ids (which can hide all
@@ -80,7 +80,8 @@ def choose(
         return "cudnn"
     if platform == "tpu" and _takes("pallas", *case):
         return "pallas"
-    return "blocked" if q_shape[2] * k_shape[2] > PLAIN_UP_TO else "plain"
+    T, S = q_shape[2], k_shape[2]
+    return "blocked" if T > 1 and T * S > PLAIN_UP_TO else "plain"
 
 
 def _takes(path: str, q_shape, k_shape, dtype, mask: Mask, dropout_rate: float) -> bool:

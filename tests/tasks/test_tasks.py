@@ -1,0 +1,103 @@
+"""Tasks: what they make of examples, what they count, and what they refuse."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnlp.data.tokenizers import Characters, WordPiece, build
+from jaxnlp.models import gpt
+from jaxnlp.tasks.classification import Classification
+from jaxnlp.tasks.language_modeling import LanguageModeling
+from jaxnlp.training.step import measure
+
+CONFIG = gpt.Config(vocab_size=20, n_positions=16, n_layers=1, d_model=8, n_heads=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build(Characters(), ["abc"])  # 0 end, 1 unknown, 2 a, 3 b, 4 c
+
+
+@pytest.fixture(scope="module")
+def params():
+    return CONFIG.build().init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def ids(records):
+    return [record["input_ids"].tolist() for record in records]
+
+
+def test_documents_end_with_the_end_token_and_empty_ones_are_left_out(tokenizer):
+    records = LanguageModeling().encode([{"text": "ab"}, {"text": ""}, {"text": "c"}], tokenizer)
+    assert ids(records) == [[2, 3, 0], [4, 0]]
+
+
+def test_smoothing_and_z_loss_are_the_training_loss_alone(params):
+    """Evaluation is the plain mean of -log p, and bits per byte follow from it."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "input_ids": rng.integers(0, 20, (2, 8)),
+        "labels": rng.integers(0, 20, (2, 8)),
+        "weights": np.float32(rng.random((2, 8)) < 0.7),
+        "bytes": np.array([9.0, 4.0], np.float32),
+    }
+    batch = jax.tree.map(jnp.asarray, batch)
+    model, plain = CONFIG.build(), LanguageModeling(length=8)
+    odd = dataclasses.replace(plain, label_smoothing=0.1, z_loss=0.1)
+    log_p = jax.nn.log_softmax(model.apply({"params": params}, batch["input_ids"])["logits"])
+    picked = jnp.take_along_axis(log_p, batch["labels"][..., None], -1)[..., 0]
+    nats, count = -(picked * batch["weights"]).sum(), batch["weights"].sum()
+    for task in (plain, odd):
+        sums = measure(model, task, params, batch, None)
+        np.testing.assert_allclose(sums["loss"], (nats, count), rtol=1e-5)
+        np.testing.assert_allclose(sums["bits_per_byte"], (nats / math.log(2), 13.0), rtol=1e-5)
+    trained = measure(model, odd, params, batch, jax.random.key(0))["loss"][0]
+    assert trained > measure(model, plain, params, batch, jax.random.key(0))["loss"][0]
+
+
+def test_a_tokenizer_that_keeps_no_bytes_gives_no_bits_per_byte(params):
+    tokenizer = build(WordPiece(vocab_size=30), ["ab ab"])
+    assert tokenizer.byte_lengths is None
+    zeros = jnp.zeros((1, 4), jnp.int32)
+    batch = {"input_ids": zeros, "labels": zeros, "weights": jnp.ones((1, 4))}
+    assert set(measure(CONFIG.build(), LanguageModeling(length=4), params, batch, None)) == {"loss"}
+
+
+def test_labels_by_name_by_index_and_none(tokenizer):
+    """Cut to the length with the end token; -1 marks an example without a class, which is left out."""
+    task = Classification(labels=("no", "yes"), length=3)
+    examples = [{"text": "abc", "label": "yes"}, {"text": "c", "label": 0}, {"text": "b", "label": -1}]
+    records = task.encode(examples, tokenizer)
+    assert ids(records) == [[2, 3, 0], [4, 0]]
+    assert [int(record["label"]) for record in records] == [1, 0]
+
+
+@pytest.mark.parametrize("label", ["maybe", 2, -2])
+def test_an_unknown_label_is_named(tokenizer, label):
+    with pytest.raises(ValueError, match=rf"label={label!r} in the data; allowed: -1 … 1, or no, yes"):
+        Classification(labels=("no", "yes")).encode([{"text": "a", "label": label}], tokenizer)
+
+
+@pytest.mark.parametrize("task", [LanguageModeling(text="body"), Classification(labels=("no",), text="body")])
+def test_a_missing_feature_is_named(tokenizer, task):
+    with pytest.raises(ValueError, match=r"task.text='body' is no feature of the data; allowed: label, text"):
+        task.encode([{"text": "a", "label": 0}], tokenizer)
+
+
+def test_predictions_do_not_depend_on_their_neighbours(tokenizer):
+    """Longest together, in batches, padded: each text's scores are those that it gets alone."""
+    task = Classification(labels=("x", "y", "z"), length=12)
+    model = CONFIG.build(task.heads)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    apply = jax.jit(lambda inputs: model.apply({"params": params}, **inputs))
+    texts = ["a", "abcabcabcabcabc", "bc", "", "cab"]
+    together = task.predict(apply, tokenizer, texts)
+    for text, found in zip(texts, together, strict=True):
+        (alone,) = task.predict(apply, tokenizer, [text])
+        np.testing.assert_allclose(list(found["scores"].values()), list(alone["scores"].values()), atol=1e-6)
+        assert found["label"] == max(found["scores"], key=found["scores"].get)
+        assert math.isclose(sum(found["scores"].values()), 1, rel_tol=1e-5)
