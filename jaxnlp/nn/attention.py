@@ -3,7 +3,7 @@
     path      where            takes                                                             by
     cudnn     GPU, bf16, fp16  K <= 128, a multiple of 8; causal, causal window, lengths         NVIDIA
     pallas    TPU              T and S multiples of 128; causal, window, lengths, segment_ids    jax: splash attention
-    blocked   anywhere         everything, for T > 1 and T * S > 256 * 256: memory linear        kernels.py
+    blocked   anywhere         everything, for T > 1 and T * S > 512 * 512: memory linear        kernels.py
     plain     anywhere         everything; keeps the [T, S] weights for the backward pass        kernels.py
 
 cudnn and pallas take no dropout, no prefix and no offset, and of window, lengths and segment_ids (which can hide all
@@ -25,7 +25,7 @@ from jaxnlp.nn.kernels import blocked, logits, plain, softmax
 from jaxnlp.nn.masks import Mask
 
 PATHS = ("cudnn", "pallas", "blocked", "plain")
-PLAIN_UP_TO = 256 * 256  # T * S; above it blocks are faster on the CPU (experiments/benchmarks/attention.py)
+PLAIN_UP_TO = 512 * 512  # T * S; above it blocks are faster on the CPU (experiments/benchmarks/attention.py)
 BLOCK, BLOCK_CPU = 512, 128  # queries and keys of a block: enough for a matrix unit; what fits a CPU's caches
 
 

@@ -242,8 +242,8 @@ CHOICES = [  # platform, T, S, K, dtype, mask, dropout rate -> path
     ("tpu", 256, 256, 64, BF16, Mask(causal=True, lengths=LENGTHS, segment_ids=IDS), 0.0, "plain"),
     ("tpu", 2048, 2048, 64, BF16, Mask(causal=True, prefix=LENGTHS), 0.0, "blocked"),
     ("tpu", 1, 4096, 64, BF16, Mask(causal=True, offset=7), 0.0, "plain"),
-    ("cpu", 256, 256, 64, F32, Mask(causal=True), 0.0, "plain"),
-    ("cpu", 256, 512, 64, F32, Mask(), 0.1, "blocked"),
+    ("cpu", 512, 512, 64, F32, Mask(causal=True), 0.0, "plain"),
+    ("cpu", 512, 1024, 64, F32, Mask(), 0.1, "blocked"),
     ("cpu", 1, 2**17, 64, F32, Mask(causal=True, offset=7), 0.0, "plain"),
 ]
 
