@@ -3,8 +3,8 @@
     python experiments/benchmarks/train_step.py --peer-python .venv-parity/bin/python [--size char|124m] [--rounds 7]
 
 Both sides: float32, AdamW (clip 1.0, decay 0.1), no dropout, the same batch each step. The peer runs eager and
-compiled, and the better of the two counts. The rate of matrix products is measured in the same run: a step's is 6 N tokens (N
-parameters, embeddings counted once) + 12 L T D tokens / 2 for causal attention, over its seconds.
+compiled, and the better of the two counts. The rate of matrix products is measured in the same run: a step's is
+6 N tokens (N parameters, embeddings counted once) + 12 L T D tokens / 2 for causal attention, over its seconds.
 """
 
 import argparse
