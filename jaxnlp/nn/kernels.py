@@ -10,12 +10,12 @@ and o that of the values:
 
     m' = max(m, rowmax(x)),   P = exp(x - m'),   z' = exp(m - m') z + rowsum(P),   o' = exp(m - m') o + P v
 
-In the end O = o / z and L = m + log(z), from which the backward pass computes the weights again: transposed, since on
-the CPU XLA's products are slow where the left side is transposed.
+In the end O = o / z and L = m + log(z), from which the backward pass computes the weights again.
 
     P^T = exp(k q^T - L),   dv = P^T dO,   dP^T = v dO^T,   dx^T = P^T * (dP^T - rowsum(dO * O))
 
-Both: dq = dx k, dk = dx^T q. Dropout multiplies P, where it meets v, and dP by 1 / (1 - rate) or 0.
+Both: dq = dx k, dk = dx^T q. Dropout multiplies P, where it meets v, and dP by 1 / (1 - rate) or 0. What stands on the
+left of a product is transposed before it (plain) or computed so (blocked): XLA's products on a CPU do it slowly.
 
 Letters: B batch, H heads, T queries, S keys, K head width; t queries and s keys of one tile.
 """
@@ -91,8 +91,10 @@ def _plain_backward(tiles, rate, saved, dout):
         dout_t = tile.rows(dout)
         dP = _dropout(_product("bhtk,bhsk->bhts", dout_t, tile.keys(v)), keep, rate)
         dx = (P * (dP - (P * dP).sum(-1, keepdims=True))).astype(q.dtype)
-        dq, dk = _product("bhts,bhsk->bhtk", dx, tile.keys(k)), _product("bhts,bhtk->bhsk", dx, tile.rows(q))
-        dv = _product("bhts,bhtk->bhsk", _dropout(P, keep, rate).astype(v.dtype), dout_t)
+        kept = _dropout(P, keep, rate).astype(v.dtype)
+        transposed = lax.optimization_barrier((_transposed(dx), _transposed(kept)))
+        dk, dv = (_product("bhst,bhtk->bhsk", x, y) for x, y in zip(transposed, (tile.rows(q), dout_t)))
+        dq = _product("bhts,bhsk->bhtk", dx, tile.keys(k))
         gradients = _add(gradients, tile, dq, dk, dv)
     return *(g.astype(x.dtype) for g, x in zip(gradients, (q, k, v))), None, None
 
