@@ -15,11 +15,10 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
-import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -76,8 +75,9 @@ def open_source(source: Any, data_dir: str | None = None) -> Examples:
 def fingerprint(source: TFDS | Examples, data_dir: str | None = None) -> str:
     """A hash that changes when the examples do.
 
-    Of a TFDS set it is that of the split's name and the set's own description on disk (version, features, shard
-    sizes; our builders add a hash of the text); of any other object, that of every example.
+    Of a TFDS set it is that of the split's name and the set's own description on disk: version, features, shard sizes,
+    and a hash by which `text_files` tells its texts and `python_docs` its rules and its Python. Of any other object it
+    is that of every example.
     """
     digest = hashlib.sha256()
     if isinstance(source, TFDS):
@@ -139,7 +139,7 @@ def _builder(source: TFDS, data_dir: str | None):
     if source.name in corpora.BUILDERS:
         return _made_here(source.name, root)
     # A prepared folder comes before the catalogue's code, which would look for its own version alone.
-    with contextlib.suppress(tfds.core.DatasetNotFoundError), quiet():
+    with contextlib.suppress(tfds.core.DatasetNotFoundError), corpora.quiet():
         return read_only_builder.builder_from_files(source.name, data_dir=root)
     builder = _from_catalogue(source.name, root)
     print(f"preparing {builder.info.full_name} in {root}: TFDS downloads it", file=sys.stderr)
@@ -148,12 +148,12 @@ def _builder(source: TFDS, data_dir: str | None):
 
 
 def _made_here(name: str, root: str):
-    with quiet():
+    with corpora.quiet():
         builder = corpora.builder(name, root)
         prepared = builder.is_prepared()
     if not prepared:
         print(f"preparing {builder.info.full_name} in {root}", file=sys.stderr)
-        with quiet():
+        with corpora.quiet():
             try:
                 builder.download_and_prepare()
             except OSError:
@@ -168,10 +168,10 @@ def _from_catalogue(name: str, root: str):
 
     for module in (None, "text", "translate", "question_answering", "summarization"):
         if module:  # TFDS knows these modules' sets only once they are imported; some of them want TensorFlow
-            with contextlib.suppress(ImportError), quiet():
+            with contextlib.suppress(ImportError), corpora.quiet():
                 importlib.import_module(f"tensorflow_datasets.{module}")
         try:
-            with quiet():
+            with corpora.quiet():
                 return tfds.builder(name, data_dir=root, file_format="array_record")
         except tfds.core.DatasetNotFoundError:
             continue
@@ -187,17 +187,3 @@ def _from_catalogue(name: str, root: str):
         f" made here: {', '.join(corpora.BUILDERS)}" + (f"; near: {', '.join(near)}" if near else "") + ". Your own"
         f" files: python -m jaxnlp.data.corpora.text_files --name {name.split('/')[0]} --train FILE --data-dir {root}"
     )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps TFDS's bars, lines and warnings from the terminal; errors come through."""
-    from absl import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(level)

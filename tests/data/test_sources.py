@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxnlp.data import sources
+from jaxnlp.data import corpora
 from jaxnlp.data.corpora import text_files
 from jaxnlp.data.sources import TFDS, class_names, fingerprint, open_source
 
@@ -55,7 +55,7 @@ def data_dir(tmp_path_factory):
             return examples
 
     folder = tmp_path_factory.mktemp("tfds")
-    with sources.quiet():
+    with corpora.quiet():
         Nested(data_dir=folder, file_format="array_record").download_and_prepare()
     (folder / "a.txt").write_text("to be\nor not\n")
     text_files.prepare("tiny_shakespeare", {"train": [str(folder / "a.txt")]}, data_dir=str(folder), unit="line")

@@ -1,8 +1,8 @@
 """`python_docs`: the English that lies on every machine with Python, about 2 MB, without a download.
 
 The language reference (`pydoc_data.topics`) and the docstrings of the standard library's modules, classes and
-functions, read with `ast` from the library's source files; nothing is imported. The text, and so the version of the
-set, is that of the Python that makes it. Licence: the Python Software Foundation's.
+functions, read with `ast` from the library's source files; nothing is imported. The text is that of the Python that makes it: each
+makes a set of its own. Licence: the Python Software Foundation's.
 
 Features: `text`; `title`, "collections.OrderedDict.move_to_end"; `kind`, topic, module, class or function; `module`,
 "collections.abc"; `group`, the field that the module serves (`GROUPS`), -1 where it is in none.
@@ -123,6 +123,10 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     name = "python_docs"
     VERSION = tfds.core.Version(".".join(map(str, sys.version_info[:3])))
+    # A folder of its own for each build of Python and each state of the rules above: none is read for another.
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        tfds.core.BuilderConfig(name=sha256(sys.version.encode() + pathlib.Path(__file__).read_bytes()).hexdigest()[:8])
+    ]
     url_infos = {}  # noqa: RUF012  nothing is downloaded, so TFDS need not look for checksums beside this file
 
     def _info(self) -> tfds.core.DatasetInfo:

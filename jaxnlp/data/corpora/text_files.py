@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 
-from jaxnlp.data import sources
+from jaxnlp.data import corpora
 
 KINDS = (".txt", ".jsonl", ".tsv")
 UNITS = ("file", "paragraph", "line")
@@ -76,7 +76,7 @@ def prepare(
 
     root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=root) as folder, sources.quiet():
+    with tempfile.TemporaryDirectory(prefix=".", dir=root) as folder, corpora.quiet():
         builder = _builder(name, lines, names, f"sha256 {digest.hexdigest()}")
         builder(data_dir=folder, file_format="array_record").download_and_prepare()
         shutil.rmtree(root / name, ignore_errors=True)
