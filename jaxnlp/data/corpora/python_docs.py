@@ -1,8 +1,8 @@
 """`python_docs`: the English that lies on every machine with Python, about 2 MB, without a download.
 
 The language reference (`pydoc_data.topics`) and the docstrings of the standard library's modules, classes and
-functions, read with `ast` from the library's source files; nothing is imported. The text is that of the Python that makes it: each
-makes a set of its own. Licence: the Python Software Foundation's.
+functions, read with `ast` from the library's source files; nothing is imported. The text is that of
+the Python that makes it: each makes a set of its own. Licence: the Python Software Foundation's.
 
 Features: `text`; `title`, "collections.OrderedDict.move_to_end"; `kind`, topic, module, class or function; `module`,
 "collections.abc"; `group`, the field that the module serves (`GROUPS`), -1 where it is in none.
