@@ -9,12 +9,11 @@ account). `jax.nn` is jax.nn.dot_product_attention; the peer is PyTorch's scaled
 import argparse
 import os
 import pathlib
-import statistics
 import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from peer import Peer, serve
+from peer import Peer, in_turns, serve, timed
 
 STEPS = {"char GPT": (12, 4, 64, 32), "GPT-2 124M": (4, 12, 256, 64)}  # batch, heads, length, head width
 LENGTHS = {f"length {T}": (1, 4, T, 64) for T in (256, 512, 1024, 2048, 4096, 8192)}
@@ -37,13 +36,7 @@ def ours(form: str, shape: tuple[int, ...]):
 
     args = tuple(jax.random.normal(jax.random.key(i), shape, jnp.float32) for i in range(4))
     gradients = jax.jit(lambda q, k, v, dout: jax.vjp(attend, q, k, v)[1](dout)).lower(*args).compile()
-
-    def run() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(gradients(*args))
-        return time.perf_counter() - start
-
-    return run, gradients.memory_analysis().temp_size_in_bytes
+    return timed(gradients, *args), gradients.memory_analysis().temp_size_in_bytes
 
 
 def theirs():
@@ -67,13 +60,8 @@ def measure(shape: tuple[int, ...], rounds: int, peer: Peer | None) -> dict[str,
     forms = {form: ours(form, shape) for form in FORMS}
     if peer:
         forms["PyTorch"] = (lambda: peer.ask(shape=shape)), float("nan")
-    seconds = {form: [] for form in forms}
-    for turn in range(rounds + 1):
-        for form, (run, _) in forms.items():
-            took = run()
-            if turn:  # the first warms up
-                seconds[form].append(took)
-    return {form: (statistics.median(seconds[form]), memory) for form, (_, memory) in forms.items()}
+    seconds = in_turns({form: run for form, (run, _) in forms.items()}, rounds)
+    return {form: (seconds[form], memory) for form, (_, memory) in forms.items()}
 
 
 def main():

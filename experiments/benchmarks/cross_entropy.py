@@ -11,13 +11,12 @@ import argparse
 import os
 import pathlib
 import resource
-import statistics
 import subprocess
 import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from peer import Peer, serve
+from peer import Peer, in_turns, serve, timed
 
 SIZES = {  # batch, length, width, rows of the table, words; rounds
     "8,192 tokens": ((8, 1024, 768, 50304, 50257), 2),
@@ -50,13 +49,7 @@ def ours(form: str, size: tuple[int, ...]):
     hidden, table = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((B, T, D), (V, D)))
     args = hidden, 0.02 * table, jnp.asarray(rng.integers(0, words, (B, T)), jnp.int32)
     gradients = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*args).compile()
-
-    def run() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(gradients(*args))
-        return time.perf_counter() - start
-
-    return run, gradients.memory_analysis().temp_size_in_bytes
+    return timed(gradients, *args), gradients.memory_analysis().temp_size_in_bytes
 
 
 def theirs():
@@ -107,15 +100,10 @@ def main():
         forms = {form: ours(form, size) for form in FORMS}
         if peer:
             forms["PyTorch"] = (lambda size=size: peer.ask(size=size)), float("nan")
-        seconds = {form: [] for form in forms}
-        for turn in range(rounds + 1):
-            for form, (run, _) in forms.items():
-                took = run()
-                if turn:  # the first warms up
-                    seconds[form].append(took)
+        seconds = in_turns({form: run for form, (run, _) in forms.items()}, rounds)
         for form, (_, memory) in forms.items():
             resident = residents.get((name, form), float("nan"))
-            row = results[name, form] = statistics.median(seconds[form]), memory / 2**20, resident / 2**20
+            row = results[name, form] = seconds[form], memory / 2**20, resident / 2**20
             print(f"{name:13} {size!s:32} {form:8} {row[0]:12.4f} {row[1]:16.0f} {row[2]:18.0f}", flush=True)
     if peer:
         peer.close()

@@ -3,7 +3,7 @@
     python experiments/studies/kill_and_resume.py --kills 10
 
 Trains a small GPT twice with the same command. The second time the process is killed with SIGKILL again and again: at
-random moments, and every other time in the middle of a save; then the command is given again. Timing apart, the two
+random moments, every other time in the middle of a save; then the command is given again. Timing apart, the two
 folders must say the same. Prints where each kill fell; exits with 1 if anything differs.
 """
 
@@ -48,19 +48,18 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def kill(process: subprocess.Popen, workdir: pathlib.Path, in_a_save: bool, seconds: float) -> str | None:
-    """Kills it, and says when; None where it had ended before."""
-    known = saved(workdir)
-    began = time.perf_counter()
+    """Kills it once it trains: in its next save, or after so many seconds. Says where; None where it ended before."""
+    whole, at, since = saved(workdir), step(workdir), None
     while process.poll() is None:
-        if in_a_save:
-            # a new step's folder is there, its manifest is not
-            hit = any(p.is_dir() for p in (workdir / "checkpoints").glob("*")) and unfinished(workdir) - known
-        else:
-            hit = lines(workdir) > 0 and time.perf_counter() - began > seconds
-        if hit:
+        before, at = at, step(workdir)
+        if since is None and at > before:  # a resumed run goes back first
+            since = time.perf_counter()
+        # a save is on while the folder of a new step is there and its manifest is not
+        reached = unfinished(workdir) - whole if in_a_save else since and time.perf_counter() - since > seconds
+        if since and reached:
             process.kill()
             process.wait()
-            return "in a save" if unfinished(workdir) else f"after {time.perf_counter() - began:.1f} s"
+            return f"after step {step(workdir)}, {'in' if unfinished(workdir) else 'not in'} a save"
         time.sleep(0.001)
     return None
 
@@ -73,9 +72,11 @@ def unfinished(workdir: pathlib.Path) -> set[str]:
     return {p.name for p in (workdir / "checkpoints").glob("*") if p.is_dir()} - saved(workdir)
 
 
-def lines(workdir: pathlib.Path) -> int:
+def step(workdir: pathlib.Path) -> int:
+    """Of the last whole line of metrics.jsonl."""
     path = workdir / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(whole[-1])["step"] if whole else 0
 
 
 def result(workdir: pathlib.Path) -> tuple[list[dict], list[tuple[str, np.ndarray]]]:
@@ -103,19 +104,20 @@ def main():
     chance = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = pathlib.Path(folder) / "whole", pathlib.Path(folder) / "broken"
-        finish(start(whole, arguments))
-        again = pathlib.Path(folder) / "again"  # with everything compiled and tokenised: how long a run takes
+        process = start(whole, arguments)
+        while process.poll() is None and not step(whole):
+            time.sleep(0.01)
         began = time.perf_counter()
-        finish(start(again, arguments))
-        seconds = time.perf_counter() - began
+        finish(process)
+        seconds = time.perf_counter() - began  # of training
         kills = 0
         while kills < args.kills:
-            where = kill(start(broken, arguments), broken, kills % 2 == 1, chance.uniform(0, seconds / args.kills))
+            where = kill(start(broken, arguments), broken, kills % 2 == 1, chance.uniform(0, 2 * seconds / args.kills))
             if where is None:
                 print("  the run ended before it could be killed")
                 break
             kills += 1
-            print(f"  kill {kills}: {where}, checkpoints {sorted(map(int, saved(broken)))}", flush=True)
+            print(f"  kill {kills}: {where}; whole checkpoints: {sorted(map(int, saved(broken)))}", flush=True)
         finish(start(broken, arguments))
         (metrics, arrays), (expected, expected_arrays) = result(broken), result(whole)
         same = metrics == expected and all(
