@@ -107,11 +107,6 @@ def from_json(text: str) -> Experiment:
     return experiment
 
 
-def differences(a: Experiment, b: Experiment) -> list[str]:
-    """What differs from `a` to `b`, one line each: "optim.lr: 0.001 -> 0.0003"."""
-    return [f"{path}: {old} -> {new}" for path, old, new in _changes(encode(a), encode(b), "")]
-
-
 def check_same_run(saved: Experiment, given: Experiment) -> None:
     """ValueError if going on from `saved` as `given` would not be one run."""
     changes = _changes(encode(saved), encode(given), "")

@@ -33,7 +33,7 @@ class FolderError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The paths of one run; local, or remote as in gs://bucket/runs/bert."""
+    """The paths of one run. It is trained in on this machine; to load, it may be remote: gs://bucket/runs/bert."""
 
     path: epath.Path
 
@@ -117,13 +117,12 @@ def open_run(path: epath.PathLike) -> Folder:
 def locked(path: epath.PathLike) -> Iterator[Folder]:
     """Makes the folder if need be and holds it for one training; a second one is refused.
 
-    The system frees the lock when the process ends, however it ends. Object stores have no locks: there it is skipped.
+    The system frees the lock when the process ends, however it ends.
     """
+    if is_remote(path):  # object stores have no locks
+        raise ValueError(f"workdir={os.fspath(path)}; allowed: a folder of this machine")
     folder = Folder(path)
     folder.path.mkdir(parents=True, exist_ok=True)
-    if is_remote(folder.path):
-        yield folder
-        return
     with open(folder.path / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

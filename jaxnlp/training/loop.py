@@ -26,7 +26,6 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.training import pretrained
 from jaxnlp.training.checkpoint import Checkpoints
 from jaxnlp.training.experiment import Experiment, check_same_run, every
-from jaxnlp.training.files import is_remote
 from jaxnlp.training.folder import Folder, locked, open_run
 from jaxnlp.training.optim import optimizer, schedule
 from jaxnlp.training.progress import Progress
@@ -58,8 +57,6 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
         Preempted, NonFiniteLoss: see there.
     """
     experiment.validate()
-    if is_remote(workdir):
-        raise ValueError(f"workdir={os.fspath(workdir)}; allowed: a folder of this machine")
     keep_compiled()
     with locked(workdir) as folder, contextlib.closing(Checkpoints(
         folder.checkpoints,

@@ -7,8 +7,8 @@ the Python that makes it: each makes a set of its own. Licence: the Python Softw
 Features: `text`; `title`, "collections.OrderedDict.move_to_end"; `kind`, topic, module, class or function; `module`,
 "collections.abc"; `group`, the field that the module serves (`GROUPS`), -1 where it is in none.
 
-Text that occurs twice is kept once. A top-level module lies in one split as a whole, chosen by a hash of its name, so
-that no text leaks by being about the same thing. The topics repeat one another's paragraphs: they are all in train.
+Text that occurs twice is kept once. A module lies in one split as a whole, chosen by a hash of its name. The topics
+repeat one another's paragraphs: they are all in train.
 """
 
 import ast
@@ -16,7 +16,7 @@ import inspect
 import pathlib
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 
 import tensorflow_datasets as tfds
@@ -50,25 +50,15 @@ GROUPS = {  # after the chapters of the library reference; a module's name witho
 }
 GROUP_OF = {module: group for group, modules in GROUPS.items() for module in modules.split()}
 
-HELD_OUT = 10  # one in so many of a group's modules goes to validation, at least one, and as many to test
-# Picked by trial among the first 200,000 numbers, with Python 3.11, 3.12 and 3.13, not by chance: modules are few and
-# of very unequal size, so that the first 1,000 give from 3 to 21 % of the bytes to validation. This one gives 6 % to
-# validation and 4 to 5 % to test, with 9 documents or more of every group in either.
-SALT = 182025
+HELD_OUT = 10  # one in so many modules goes to validation, and as many to test
 
 
-def splits(modules: Iterable[str]) -> dict[str, str]:
-    """Top-level module -> its split: within each group, the modules of lowest hash are held out.
-
-    The hash is the same on every machine. Modules of no group, the topics' among them, are in train; so are those of a
-    group with fewer than three, as gui on a Debian without Tk.
-    """
-    split = dict.fromkeys(modules, "train")
-    for group in GROUPS:
-        own = sorted((m for m in split if group_of(m) == group), key=lambda m: sha256(f"{SALT} {m}".encode()).digest())
-        n = max(1, len(own) // HELD_OUT) if len(own) > 2 else 0
-        split |= dict.fromkeys(own[:n], "validation") | dict.fromkeys(own[n : 2 * n], "test")
-    return split
+def split_of(document: Mapping[str, str]) -> str:
+    """By a hash of the module's name, the same on every machine. The topics are all in train."""
+    if document["kind"] == "topic":
+        return "train"
+    number = int.from_bytes(sha256(document["module"].encode()).digest()[:8], "big") % HELD_OUT
+    return {0: "validation", 1: "test"}.get(number, "train")
 
 
 def group_of(top_level_module: str) -> str | None:
@@ -80,12 +70,10 @@ def documents() -> dict[str, list[dict]]:
     unique = {}
     for document in (*_docstrings(), *_topics()):
         unique.setdefault(document["text"], document)
-    split = splits(_top(document) for document in unique.values())
-    return {name: [d for d in unique.values() if split[_top(d)] == name] for name in ("train", "validation", "test")}
-
-
-def _top(document: dict) -> str:
-    return document["module"].split(".")[0]
+    splits = {name: [] for name in ("train", "validation", "test")}
+    for document in unique.values():
+        splits[split_of(document)].append(document)
+    return splits
 
 
 def _topics() -> Iterator[dict]:
