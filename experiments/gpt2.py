@@ -4,7 +4,8 @@
 
 Batch, length and vocabulary are the paper's: 512 rows of 1,024 tokens of its byte-level BPE. The paper names neither
 schedule nor steps; these are GPT-3's for 125M (Brown et al., 2020, table 2.1 and appendix B) over 300 billion tokens
-of half a million each. bfloat16 products, layers scanned and recomputed: for accelerators.
+of half a million each. No dropout, as flash attention takes none; bfloat16 products, layers scanned and recomputed: for
+accelerators.
 """
 
 import dataclasses
@@ -27,8 +28,9 @@ def experiment(
     size: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "gpt2",
 ) -> Experiment:
     """`vocabulary`: a tokenizer.json, or a folder with GPT-2's two files; None trains a new one on the data."""
+    config = dataclasses.replace(gpt.VARIANTS[size], dropout=0.0, attention_dropout=0.0)
     return Experiment(
-        model=dataclasses.replace(gpt.VARIANTS[size], dtype="bfloat16", scan=True, remat="dots"),
+        model=dataclasses.replace(config, dtype="bfloat16", scan=True, remat="dots"),
         task=LanguageModeling(text=text, length=1024),
         data=Data(train=TFDS(dataset, train_split), validation=TFDS(dataset, validation_split)),
         tokenizer=ByteBPE(50257) if vocabulary is None else TokenizerFile(vocabulary),

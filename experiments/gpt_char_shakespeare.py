@@ -20,7 +20,7 @@ def experiment() -> Experiment:
         task=LanguageModeling(length=64, prompts=("ROMEO:\n", "To be")),
         data=Data(train=TFDS("tiny_shakespeare", "train"), validation=TFDS("tiny_shakespeare", "validation+test")),
         tokenizer=Characters(),
-        optim=Optim(lr=1e-3, warmup=0.05, b2=0.99),
+        optim=Optim(lr=3e-3, warmup=0.05, b2=0.99),
         steps=2000,
         batch_size=12,
         steps_per_call=10,

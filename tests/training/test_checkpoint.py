@@ -303,6 +303,16 @@ def test_nothing_left_names_every_harm(two_steps, tmp_path):
         load_params(tmp_path, 1)
 
 
+def test_only_manifest_harmed_is_a_run_begun_and_not_a_fresh_start(tmp_path):
+    assert not Checkpoints(tmp_path).begun
+    save(tmp_path, 1)
+    truncate(tmp_path / "1.json")
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.begun and checkpoints.steps == []
+    with pytest.raises(CheckpointError, match=r"step 1: 1\.json is damaged"):
+        checkpoints.restore(ABSTRACT)
+
+
 def test_harmed_best_gives_way_to_the_next_best(tmp_path):
     save(tmp_path, 1, 2, 3, metrics=[{"loss": 2.0}, {"loss": 1.0}, {"loss": 3.0}], keep_latest=3)
     truncate(tmp_path / "2" / "params" / "_METADATA")
