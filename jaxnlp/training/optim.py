@@ -1,7 +1,11 @@
-"""AdamW (Loshchilov and Hutter, 2019) on a warmed-up schedule, clipped, with decay on matrices only: all of it optax.
+"""AdamW (Loshchilov and Hutter, 2019) or Muon (Jordan et al., 2024) on a warmed-up schedule, clipped: all of it optax.
 
 lr(t) = lr (t + 1) / (W + 1)                                              t < W = warmup * steps
 lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (steps - W))) / 2)      t >= W
+
+Decay is on matrices and tables only. Muon takes the momentum of a block's matrix [m, n] = U S V' to U V', which is
+orthogonal, and scales it by 0.2 sqrt(max(m, n)) to the size of AdamW's updates (Liu et al., 2025, eq. 4), so that lr
+and decay mean the same in both; the queries', keys' and values' matrices are three. The rest stays with AdamW.
 """
 
 import dataclasses
@@ -16,11 +20,18 @@ import optax
 
 Params = Any  # a nested dict of arrays
 
+MATRICES = {  # axes that are rows and columns of a kernel's matrix; the others number matrices: q, k and v, and layers
+    r".*/qkv/kernel": optax.contrib.MuonDimensionNumbers((-4,), (-2, -1)),  # [D, 3, H, K]
+    r".*/attention/out/kernel": optax.contrib.MuonDimensionNumbers((-3, -2), (-1,)),  # [H, K, D]
+    r".*/kernel": optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """AdamW's numbers; the defaults are GPT-3 125M's (Brown et al., 2020, table 2.1 and appendix B)."""
+    """The rule's numbers; the defaults are AdamW's for GPT-3 125M (Brown et al., 2020, table 2.1 and appendix B)."""
 
+    rule: Literal["adamw", "muon"] = "adamw"
     lr: float = 6e-4  # the peak
     warmup: float = 0.02  # fraction of the steps
     decay: Literal["cosine", "linear", "constant"] = "cosine"  # from the peak to end * lr
@@ -69,7 +80,17 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
         weight_decay=optim.weight_decay,
         mask=decayed,
     )
-    rule = adamw if optim.clip is None else optax.chain(optax.clip_by_global_norm(optim.clip), adamw)
+    rule = adamw
+    if optim.rule == "muon":
+        muon = optax.contrib.muon(
+            schedule(optim, steps),
+            weight_decay=optim.weight_decay,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=functools.partial(by_path, _matrix),
+        )
+        rule = optax.multi_transform({"matrices": muon, "others": adamw}, functools.partial(by_path, _kind))
+    if optim.clip is not None:
+        rule = optax.chain(optax.clip_by_global_norm(optim.clip), rule)
     if optim.freeze is not None:
         rule = optax.multi_transform(
             {"trained": rule, "frozen": optax.set_to_zero()}, functools.partial(_labels, optim)
@@ -79,6 +100,14 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
 
 def _labels(optim: Optim, params: Params) -> Params:
     return by_path(lambda path, _: "frozen" if frozen(optim, path) else "trained", params)
+
+
+def _kind(path: str, _: Any) -> str:
+    return "matrices" if path.startswith("blocks/") and path.endswith("/kernel") else "others"
+
+
+def _matrix(path: str, _: Any) -> optax.contrib.MuonDimensionNumbers:
+    return next(axes for pattern, axes in MATRICES.items() if re.fullmatch(pattern, path))
 
 
 def decayed(params: Params) -> Params:

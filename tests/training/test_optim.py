@@ -1,5 +1,6 @@
 """The optimizer against PyTorch's, the schedule against its formula, and which parameter gets what."""
 
+import dataclasses
 import math
 import pathlib
 import runpy
@@ -71,6 +72,47 @@ def ratio(a, b):
     return jax.tree.map(lambda x, y: np.unique(np.round(np.asarray(x / y), 5)).tolist(), a, b)
 
 
+def orthogonal(matrix):
+    """Jordan et al., 2024: five steps of Newton and Schulz's iteration, here in float64."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = np.asarray(matrix, np.float64)
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_muon(scan, params):
+    keys = iter(jax.random.split(jax.random.key(0), 99))
+    gradient = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
+    if scan:
+        params, gradient = stack_layers(params), stack_layers(gradient)
+    o = Optim(lr=0.5, warmup=0, clip=None, weight_decay=0.1)
+
+    def update(o):
+        transform = optimizer(o, 10)
+        return transform.update(gradient, transform.init(params), params)[0]
+
+    found, adamw = update(dataclasses.replace(o, rule="muon")), update(o)
+    for path, u, a, g, p in zip(optim.paths(params), *map(jax.tree.leaves, (found, adamw, gradient, params))):
+        if not (path.startswith("blocks") and path.endswith("kernel")):
+            np.testing.assert_array_equal(u, a)
+            continue
+        layers = zip(u, g, p) if scan else [(u, g, p)]
+        for u, g, p in layers:
+            if "qkv" in path:  # [D, 3, H, K]
+                matrices = [(u[:, i].reshape(8, 8), g[:, i].reshape(8, 8), p[:, i].reshape(8, 8)) for i in range(3)]
+            elif "attention/out" in path:  # [H, K, D]
+                matrices = [(u.reshape(8, 8), g.reshape(8, 8), p.reshape(8, 8))]
+            else:
+                matrices = [(u, g, p)]
+            for u, g, p in matrices:
+                expected = -0.5 * (0.2 * max(g.shape) ** 0.5 * orthogonal(g) + 0.1 * np.asarray(p))
+                np.testing.assert_allclose(u, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("scan", [False, True])
 def test_layer_decay(scan, params):
     """Half the rate for each layer below the top: heads 1, blocks 1/2, 1/4, 1/8, embeddings 1/16."""
@@ -93,6 +135,8 @@ def test_frozen_paths_have_no_update_and_no_state(params):
     sizes = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
     trained = sizes([params["blocks"]["2"], params["norm"], params["heads"]])
     assert sizes(optimizer(o, 10).init(params)) == 2 * trained + 2  # two moments of each, and two counts
+    muon = jax.tree.leaves(updates(dataclasses.replace(o, rule="muon"), params)["blocks"]["0"])
+    assert not any(np.any(x) for x in muon)
 
 
 def test_gradient_of_frozen_paths_is_not_computed(params):
