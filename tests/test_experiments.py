@@ -106,3 +106,30 @@ from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER.parent)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((*FOLDER.glob("studies/*.py"), *FOLDER.glob("benchmarks/*.py"))), ids=lambda path: path.stem
+)
+def test_studies_and_benchmarks_load(path):
+    loaded = runpy.run_path(str(path))
+    if path.stem != "peer":
+        assert f"python experiments/{path.parent.name}/{path.name}" in loaded["__doc__"], (
+            "the docstring gives the command"
+        )
+        assert callable(loaded["main"])
+
+
+def test_benchmarks_take_the_median_of_turns_after_one_to_warm_up():
+    seconds = iter([99.0, 99.0, 1.0, 10.0, 3.0, 30.0, 2.0, 20.0])
+    order = []
+    forms = {name: lambda name=name: order.append(name) or next(seconds) for name in "ab"}
+    assert runpy.run_path(str(FOLDER / "benchmarks" / "peer.py"))["in_turns"](forms, 3) == {"a": 2.0, "b": 20.0}
+    assert "".join(order) == "abababab"
+
+
+def test_what_xz_needs_after_the_training_text():
+    xz = runpy.run_path(str(FOLDER / "studies" / "quickstart.py"))["xz_bits_per_byte"]
+    noise = [np.random.default_rng(i).bytes(4000).hex() for i in range(2)]  # 4 bits a byte
+    assert 4.0 < xz(noise[:1], noise[1:]) < 4.6
+    assert xz(noise, noise[1:]) < 0.1
