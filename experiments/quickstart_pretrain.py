@@ -19,7 +19,7 @@ def experiment() -> Experiment:
         task=LanguageModeling(length=128, prompts=("Return the", "Raised when", "The default")),
         data=Data(train=TFDS("python_docs", "train"), validation=TFDS("python_docs", "validation")),
         tokenizer=ByteBPE(2048),
-        optim=Optim(lr=3e-3, warmup=0.05),
-        steps=1800,
+        optim=Optim(rule="muon", lr=1e-2, warmup=0.05),
+        steps=1300,
         batch_size=16,
     )
