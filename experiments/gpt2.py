@@ -4,8 +4,8 @@
 
 Batch, length and vocabulary are the paper's: 512 rows of 1,024 tokens of its byte-level BPE. The paper names neither
 schedule nor steps; these are GPT-3's for 125M (Brown et al., 2020, table 2.1 and appendix B) over 300 billion tokens
-of half a million each. No dropout, as flash attention takes none; bfloat16 products, layers scanned and recomputed: for
-accelerators.
+of half a million each; the larger sizes take the rates of the GPT-3 of about their size. No dropout, as flash attention
+takes none; bfloat16 products, layers scanned and recomputed: for accelerators.
 """
 
 import dataclasses
@@ -17,6 +17,8 @@ from jaxnlp.models import gpt
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.training.experiment import Data, Experiment
 from jaxnlp.training.optim import Optim
+
+RATES = {"gpt2": 6e-4, "gpt2-medium": 3e-4, "gpt2-large": 2.5e-4, "gpt2-xl": 2e-4}
 
 
 def experiment(
@@ -34,7 +36,7 @@ def experiment(
         task=LanguageModeling(text=text, length=1024),
         data=Data(train=TFDS(dataset, train_split), validation=TFDS(dataset, validation_split)),
         tokenizer=ByteBPE(50257) if vocabulary is None else TokenizerFile(vocabulary),
-        optim=Optim(lr=6e-4, warmup=0.00125),
+        optim=Optim(lr=RATES[size], warmup=0.00125),
         steps=572_000,
         batch_size=512,
         accumulate=4,

@@ -26,14 +26,19 @@ def __getattr__(name: str):
 def _keep_freed_memory() -> None:
     """Tells glibc to keep freed memory: else a step's temporaries on a CPU go back to the system and fault in again.
 
-    Whoever sets one of glibc's own MALLOC_ variables, or preloads another allocator, has settled it himself.
+    It keeps more than 64 MB for the main thread alone, so programs run in the thread that calls them. Whoever sets one
+    of glibc's own MALLOC_ variables, or preloads another allocator, has settled it himself.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in ((-1, 2**31 - 1), (-2, 64 << 20), (-4, 0)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
+        for option, value in ((-1, -1), (-2, 64 << 20), (-4, 0)):  # M_TRIM_THRESHOLD: never, M_TOP_PAD, M_MMAP_MAX
             mallopt(option, value)
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_cpu_enable_async_dispatch", False)
+    else:
+        os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
 
 _keep_freed_memory()

@@ -133,3 +133,30 @@ def test_what_xz_needs_after_the_training_text():
     noise = [np.random.default_rng(i).bytes(4000).hex() for i in range(2)]  # 4 bits a byte
     assert 4.0 < xz(noise[:1], noise[1:]) < 4.6
     assert xz(noise, noise[1:]) < 0.1
+
+
+def test_the_quickstart_shrunken(tmp_path, monkeypatch, capsys):
+    """The headline command, with two steps of each run."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--steps", "2", "--workdir", str(tmp_path / "runs")])
+    runpy.run_path(str(FOLDER / "studies" / "quickstart.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    for line in (
+        "bits per byte",
+        "xz -9e",
+        "accuracy from the checkpoint",
+        "from scratch",
+        "the most frequent",
+        "loss",
+    ):
+        assert line in said
+    for name in ("pretrain/report.html", "pretrain/loss.png", "classify/checkpoints", "scratch/metrics.jsonl"):
+        assert (tmp_path / "runs" / name).exists()
+
+
+@pytest.mark.slow
+def test_killed_ten_times():
+    """SIGKILL during a training, half of them in a save: parameters and metrics are the undisturbed run's."""
+    command = [sys.executable, str(FOLDER / "studies" / "kill_and_resume.py"), "--kills", "10"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=FOLDER.parent).stdout
+    assert said.splitlines()[-1].endswith("equal") and said.count("not in a save") <= 5

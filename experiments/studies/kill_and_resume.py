@@ -8,6 +8,7 @@ folders must say the same. Prints where each kill fell; exits with 1 if anything
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import random
@@ -49,18 +50,18 @@ def finish(process: subprocess.Popen) -> None:
 
 def kill(process: subprocess.Popen, workdir: pathlib.Path, in_a_save: bool, seconds: float) -> str | None:
     """Kills it once it trains: in its next save, or after so many seconds. Says where; None where it ended before."""
-    whole, at, since = saved(workdir), step(workdir), None
+    known, at, since = folders(workdir), step(workdir), None
     while process.poll() is None:
         before, at = at, step(workdir)
         if since is None and at > before:  # a resumed run goes back first
             since = time.perf_counter()
-        # a save is on while the folder of a new step is there and its manifest is not
-        reached = unfinished(workdir) - whole if in_a_save else since and time.perf_counter() - since > seconds
-        if since and reached:
+        saving = {name for name, _ in folders(workdir) - known} - saved(workdir)  # new, and without its manifest
+        if since and (saving if in_a_save else time.perf_counter() - since > seconds):
             process.kill()
             process.wait()
-            return f"after step {step(workdir)}, {'in' if unfinished(workdir) else 'not in'} a save"
+            return f"after step {step(workdir)}, {'in' if saving else 'not in'} a save"
         time.sleep(0.001)
+    finish(process)
     return None
 
 
@@ -68,8 +69,14 @@ def saved(workdir: pathlib.Path) -> set[str]:
     return {p.stem for p in (workdir / "checkpoints").glob("*.json")}
 
 
-def unfinished(workdir: pathlib.Path) -> set[str]:
-    return {p.name for p in (workdir / "checkpoints").glob("*") if p.is_dir()} - saved(workdir)
+def folders(workdir: pathlib.Path) -> set[tuple[str, int]]:
+    """Of all steps, whole or not; made again, a folder has another number."""
+    found = set()
+    for path in (workdir / "checkpoints").glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir():
+                found.add((path.name.partition(".")[0], path.stat().st_ino))
+    return found
 
 
 def step(workdir: pathlib.Path) -> int:
@@ -124,7 +131,7 @@ def main():
             a == b and np.array_equal(x, y) for (a, x), (b, y) in zip(arrays, expected_arrays, strict=True)
         )
     print(f"{kills} kills, {len(metrics)} lines of metrics, {len(arrays)} arrays: {'equal' if same else 'DIFFERENT'}")
-    return 0 if same else 1
+    return 0 if same and kills == args.kills else 1
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def attention(
         case "blocked":
             return blocked(q, k, v, mask, dropout_rate, dropout_rng, block=BLOCK_CPU if platform == "cpu" else BLOCK)
         case _:
-            return plain(q, k, v, mask, dropout_rate, dropout_rng)
+            return plain(q, k, v, mask, dropout_rate, dropout_rng, transpose=platform == "cpu")
 
 
 def choose(

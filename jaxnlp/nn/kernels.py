@@ -14,8 +14,9 @@ In the end O = o / z and L = m + log(z), from which the backward pass computes t
 
     P^T = exp(k q^T - L),   dv = P^T dO,   dP^T = v dO^T,   dx^T = P^T * (dP^T - rowsum(dO * O))
 
-Both: dq = dx k, dk = dx^T q. Dropout multiplies P, where it meets v, and dP by 1 / (1 - rate) or 0. What stands on the
-left of a product is transposed before it (plain) or computed so (blocked): XLA's products on a CPU do it slowly.
+Both: dq = dx k, dk = dx^T q. Dropout multiplies P, where it meets v, and dP by 1 / (1 - rate) or 0. For dk and dv the
+left side is transposed in memory (plain, with `transpose`) or computed so (blocked): on a CPU XLA's products are slow
+where they have to do it.
 
 Letters: B batch, H heads, T queries, S keys, K head width; t queries and s keys of one tile.
 """
@@ -49,7 +50,9 @@ class Tile(NamedTuple):
         return lax.dynamic_slice_in_dim(x, self.key, self.s, axis)
 
 
-def plain(q, k, v, mask: Mask, rate: float = 0.0, rng: PRNGKeyArray | None = None) -> Float[Array, "B H T K"]:
+def plain(
+    q, k, v, mask: Mask, rate: float = 0.0, rng: PRNGKeyArray | None = None, *, transpose: bool
+) -> Float[Array, "B H T K"]:
     T, S = q.shape[2], k.shape[2]
     t = max(PART, -(-T // PARTS)) if mask.banded else T
     tiles = []
@@ -57,10 +60,10 @@ def plain(q, k, v, mask: Mask, rate: float = 0.0, rng: PRNGKeyArray | None = Non
         stop = min(row + t, T)
         low, high = mask.reach(row, stop, S)
         tiles.append(Tile(row, low, stop - row, high - low, number))
-    return _plain(q, k, v, mask, rng, tuple(tiles), rate)
+    return _plain(q, k, v, mask, rng, tuple(tiles), rate, transpose)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _plain(
     q: Float[Array, "B H T K"],
     k: Float[Array, "B H S K"],
@@ -69,11 +72,12 @@ def _plain(
     rng: PRNGKeyArray | None,
     tiles: tuple[Tile, ...],
     rate: float,
+    transpose: bool,
 ) -> Float[Array, "B H T K"]:
-    return _plain_forward(q, k, v, mask, rng, tiles, rate)[0]
+    return _plain_forward(q, k, v, mask, rng, tiles, rate, transpose)[0]
 
 
-def _plain_forward(q, k, v, mask, rng, tiles, rate):
+def _plain_forward(q, k, v, mask, rng, tiles, rate, transpose):
     segments, outs, weights, keeps = mask.query_segments(q.shape[2]), [], [], []
     for tile in tiles:
         P = softmax(logits(tile.rows(q), tile.keys(k), _visible(mask, segments, tile)))
@@ -84,16 +88,17 @@ def _plain_forward(q, k, v, mask, rng, tiles, rate):
     return jnp.concatenate(outs, axis=2), (q, k, v, weights, keeps)
 
 
-def _plain_backward(tiles, rate, saved, dout):
+def _plain_backward(tiles, rate, transpose, saved, dout):
     q, k, v, weights, keeps = saved
     gradients = _zeros(q, k, v)
     for tile, P, keep in zip(tiles, weights, keeps):
         dout_t = tile.rows(dout)
         dP = _dropout(_product("bhtk,bhsk->bhts", dout_t, tile.keys(v)), keep, rate)
         dx = (P * (dP - (P * dP).sum(-1, keepdims=True))).astype(q.dtype)
-        kept = _dropout(P, keep, rate).astype(v.dtype)
-        transposed = lax.optimization_barrier((_transposed(dx), _transposed(kept)))
-        dk, dv = (_product("bhst,bhtk->bhsk", x, y) for x, y in zip(transposed, (tile.rows(q), dout_t)))
+        lefts = _transposed(dx), _transposed(_dropout(P, keep, rate).astype(v.dtype))
+        if transpose:
+            lefts = lax.optimization_barrier(lefts)
+        dk, dv = (_product("bhst,bhtk->bhsk", left, x) for left, x in zip(lefts, (tile.rows(q), dout_t)))
         dq = _product("bhts,bhsk->bhtk", dx, tile.keys(k))
         gradients = _add(gradients, tile, dq, dk, dv)
     return *(g.astype(x.dtype) for g, x in zip(gradients, (q, k, v))), None, None

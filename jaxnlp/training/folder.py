@@ -2,6 +2,7 @@
 
     experiment.json    what was asked for                       written once
     tokenizer.json     the tokenizer as it was trained          written once
+    data.json          by split, a hash of the examples         written once
     checkpoints/       see checkpoint.py
     metrics.jsonl      one JSON object a line: step, split, metrics, timing
     events.*           TensorBoard
@@ -49,6 +50,10 @@ class Folder:
         return self.path / "tokenizer.json"
 
     @property
+    def data(self) -> epath.Path:
+        return self.path / "data.json"
+
+    @property
     def checkpoints(self) -> epath.Path:
         return self.path / "checkpoints"
 
@@ -72,6 +77,19 @@ class Folder:
             return from_json(self.experiment.read_text())
         except ValueError as error:
             raise FolderError(f"{self.experiment} cannot be read: {error}") from error
+
+    def write_data(self, fingerprints: Mapping[str, str]) -> None:
+        write_atomically(self.data, json.dumps(fingerprints, indent=2) + "\n")
+
+    def check_data(self, fingerprints: Mapping[str, str]) -> None:
+        """ValueError if the examples are not those that the run began with."""
+        began = json.loads(self.data.read_text()) if self.data.exists() else fingerprints
+        changed = [f"data.{split}" for split in began if began[split] != fingerprints.get(split)]
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)}: the examples are not those with which the run in {self.path} began; allowed:"
+                " the same ones, or another folder"
+            )
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Adds a line. Those of a step come before its checkpoint is saved, so that a resumed run finds them all."""

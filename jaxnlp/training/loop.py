@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxnlp.data import cache, tokenizers
 from jaxnlp.data.batches import Batches
-from jaxnlp.data.sources import open_source
+from jaxnlp.data.sources import fingerprint, open_source
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.training import pretrained
 from jaxnlp.training.checkpoint import Checkpoints
@@ -52,7 +52,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
 
     Raises:
         FolderError: another training holds the folder.
-        ValueError: the folder holds another experiment, or the parts do not fit together.
+        ValueError: the folder holds another experiment or was begun with other data, or the parts do not fit together.
         CheckpointError: the folder holds checkpoints and none of them can be read.
         Preempted, NonFiniteLoss: see there.
     """
@@ -72,14 +72,17 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
         state = jax.jit(lambda key: trainer.init(_init(trainer, key), jax.tree.map(lambda x: x[0], example)))(
             jax.random.key(experiment.seed)
         )
-        start = 0
+        start, data = 0, {"train": experiment.data.train, "validation": experiment.data.validation}
+        fingerprints = {split: fingerprint(data[split], data_dir) for split in data if data[split] is not None}
         if checkpoints.begun:
+            folder.check_data(fingerprints)
             state, start = checkpoints.restore(state)
         elif experiment.init is not None:
             params = pretrained.load(experiment.init, state.params)
             state = state.replace(params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
         folder.cut_metrics(start)
         tokenizer.save(folder.tokenizer)
+        folder.write_data(fingerprints)
         folder.write_experiment(experiment)
         with (
             MetricsWriter(folder) as writer,

@@ -3,16 +3,17 @@
 lr(t) = lr (t + 1) / (W + 1)                                              t < W = warmup * steps
 lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (steps - W))) / 2)      t >= W
 
-Decay is on matrices and tables only. Muon takes the momentum of a block's matrix [m, n] = U S V' to U V', which is
-orthogonal, and scales it by 0.2 sqrt(max(m, n)) to the size of AdamW's updates (Liu et al., 2025, eq. 4), so that lr
-and decay mean the same in both; the queries', keys' and values' matrices are three. The rest stays with AdamW.
+Decay is on matrices and tables only. Muon takes the momentum (0.95, Nesterov's) of a block's matrix [m, n] = U S V' by
+five steps of Newton and Schulz's iteration to nearly U V', which is orthogonal, and scales it by 0.2 sqrt(max(m, n)) to
+the size of AdamW's updates (Liu et al., 2025, eq. 4), so that lr and decay mean the same in both. The queries', keys'
+and values' matrices are three. What is no block's matrix stays with AdamW.
 """
 
 import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ Params = Any  # a nested dict of arrays
 MATRICES = {  # axes that are rows and columns of a kernel's matrix; the others number matrices: q, k and v, and layers
     r".*/qkv/kernel": optax.contrib.MuonDimensionNumbers((-4,), (-2, -1)),  # [D, 3, H, K]
     r".*/attention/out/kernel": optax.contrib.MuonDimensionNumbers((-3, -2), (-1,)),  # [H, K, D]
-    r".*/kernel": optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
+    r".*/mlp/(in|out)/kernel": optax.contrib.MuonDimensionNumbers((-2,), (-1,)),
 }
 
 
@@ -31,12 +32,12 @@ MATRICES = {  # axes that are rows and columns of a kernel's matrix; the others 
 class Optim:
     """The rule's numbers; the defaults are AdamW's for GPT-3 125M (Brown et al., 2020, table 2.1 and appendix B)."""
 
-    rule: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 6e-4  # the peak
     warmup: float = 0.02  # fraction of the steps
     decay: Literal["cosine", "linear", "constant"] = "cosine"  # from the peak to end * lr
     end: float = 0.1  # of the peak
-    b1: float = 0.9
+    b1: float = 0.9  # AdamW's, as b2 and epsilon
     b2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1  # on matrices and tables, not on biases and norms
@@ -45,6 +46,10 @@ class Optim:
     layer_decay: float | None = None  # lr of a block = lr * layer_decay ** (blocks above it + 1) (Clark et al., 2020)
 
     def __post_init__(self):
+        for name in ("name", "decay"):
+            allowed = get_args(get_type_hints(Optim)[name])
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"optim.{name}={getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         for name, low, high in (("warmup", 0, 1), ("end", 0, 1), ("b1", 0, 1), ("b2", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"optim.{name}={getattr(self, name)}; allowed: {low} to {high}")
@@ -81,9 +86,12 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
         mask=decayed,
     )
     rule = adamw
-    if optim.rule == "muon":
+    if optim.name == "muon":
         muon = optax.contrib.muon(
             schedule(optim, steps),
+            beta=0.95,
+            nesterov=True,
+            ns_steps=5,
             weight_decay=optim.weight_decay,
             consistent_rms=0.2,
             muon_weight_dimension_numbers=functools.partial(by_path, _matrix),
@@ -107,7 +115,10 @@ def _kind(path: str, _: Any) -> str:
 
 
 def _matrix(path: str, _: Any) -> optax.contrib.MuonDimensionNumbers:
-    return next(axes for pattern, axes in MATRICES.items() if re.fullmatch(pattern, path))
+    for pattern, axes in MATRICES.items():
+        if re.fullmatch(pattern, path):
+            return axes
+    raise ValueError(f"optim.name='muon' does not know the matrices of {path}; allowed: {', '.join(MATRICES)}")
 
 
 def decayed(params: Params) -> Params:

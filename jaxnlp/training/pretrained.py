@@ -34,12 +34,18 @@ def load(spec: Pretrained, initial: Params) -> dict[str, Any]:
 
 def check_tokenizer(spec: Pretrained, base: Tokenizer, own: Tokenizer) -> None:
     """ValueError if ids would stand for other tokens than in the checkpoint, whose rows of the table are kept."""
-    anew = [pattern for pattern in (spec.fresh, spec.grow) if pattern and re.fullmatch(pattern, "embed/tokens")]
-    if own.fingerprint != base.fingerprint and not anew:
-        raise ValueError(
-            f"the tokenizer ({own.vocab_size} tokens) is not the one of {spec.run} ({base.vocab_size} tokens); "
-            "allowed: tokenizer=None, which takes that one, or init.fresh or init.grow that matches embed/tokens"
-        )
+    if own.fingerprint == base.fingerprint or re.fullmatch(spec.fresh or "", "embed/tokens"):
+        return
+    common = range(min(own.vocab_size, base.vocab_size))
+    other = next((i for i in common if own.token(i) != base.token(i)), None)
+    if other is None and own.vocab_size > base.vocab_size and re.fullmatch(spec.grow or "", "embed/tokens"):
+        return
+    found = f"{own.vocab_size} tokens" if other is None else f"token {other} is {own.token(other)!r}"
+    there = f"{base.vocab_size} tokens" if other is None else repr(base.token(other))
+    raise ValueError(
+        f"the tokenizer is not the one of {spec.run}: {found}, there {there}; allowed: tokenizer=None, which takes that"
+        " one, or init.fresh that matches embed/tokens, or init.grow that does and a tokenizer with more tokens"
+    )
 
 
 def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:

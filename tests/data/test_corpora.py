@@ -1,6 +1,7 @@
 """Our own sets: python_docs as it is on this Python and on a library of a few files; a user's files, and bad ones."""
 
 import collections
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import sysconfig
 import pytest
 
 from jaxnlp.data.corpora import python_docs, text_files
-from jaxnlp.data.sources import TFDS, class_names, open_source
+from jaxnlp.data.sources import TFDS, class_names, fingerprint, open_source
 
 SPLITS = ("train", "validation", "test")
 
@@ -66,6 +67,16 @@ class TestPythonDocs:
 def test_every_module_is_in_one_group():
     modules = [module for group in python_docs.GROUPS.values() for module in group.split()]
     assert not [module for module, n in collections.Counter(modules).items() if n > 1]
+
+
+def test_another_python_makes_another_set(found, data_dir, monkeypatch):
+    here = fingerprint(TFDS("python_docs"), data_dir)
+    assert here == fingerprint(TFDS("python_docs"), data_dir)
+    name = python_docs.PythonDocs.BUILDER_CONFIGS[0].name
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "version", "3.99.0 (another build)")
+        assert importlib.reload(python_docs).PythonDocs.BUILDER_CONFIGS[0].name != name
+    assert importlib.reload(python_docs).PythonDocs.BUILDER_CONFIGS[0].name == name
 
 
 def test_split_by_a_hash_of_the_module():

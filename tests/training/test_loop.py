@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 
 import jax
@@ -147,6 +148,30 @@ def test_other_settings_are_refused_on_resume(pretrained):
         jaxnlp.train(dataclasses.replace(PRETRAIN, batch_size=12), workdir)
 
 
+def test_other_data_is_refused_on_resume(pretrained):
+    """Sources in memory have no name that could tell them apart."""
+    workdir, _ = pretrained
+    other = dataclasses.replace(PRETRAIN, data=Data(train=TEXTS[:119], validation=TEXTS[120:]))
+    with pytest.raises(ValueError, match=r"data.train: the examples are not those with which the run in .* began"):
+        jaxnlp.train(other, workdir)
+
+
+def test_muon_resumes_as_if_nothing_had_been(tmp_path, monkeypatch):
+    experiment = dataclasses.replace(PRETRAIN, optim=Optim(name="muon", lr=1e-2))
+    undisturbed = jaxnlp.train(experiment, tmp_path / "undisturbed")
+    original = loop.Progress.update
+
+    def update(self, step, metrics):
+        if step == 11:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Progress, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        jaxnlp.train(experiment, tmp_path / "run")
+    monkeypatch.setattr(loop.Progress, "update", original)
+    assert_same(jaxnlp.train(experiment, tmp_path / "run").params, undisturbed.params)
+
+
 def test_second_training_is_refused(pretrained):
     workdir, _ = pretrained
     with loop.locked(workdir), pytest.raises(FolderError, match="in use by process"):
@@ -161,6 +186,9 @@ def test_non_finite_loss_stops(tmp_path):
     with pytest.raises(loop.NonFiniteLoss, match=r"the loss or the gradient of step (\d+) is not finite") as stopped:
         jaxnlp.train(wild, tmp_path)
     assert stopped.value.exit_code == 70
+    bad, good = map(int, re.findall(r"of step (\d+) .* checkpoint is step (\d+)", str(stopped.value))[0])
+    assert good < bad
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jaxnlp.load(tmp_path, step=good).params))
     assert not (tmp_path / "metrics.jsonl").exists()  # no line of it was due yet
 
 
@@ -199,6 +227,29 @@ def test_ema_follows_the_parameters(tmp_path):
     expected = jax.tree.map(lambda a, b, c: 0.25 * a + 0.25 * b + 0.5 * c, start, one, two)
     found = jaxnlp.load(tmp_path, ema=True).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+
+
+def test_what_does_not_fit_together_is_refused(pretrained, tmp_path):
+    with pytest.raises(ValueError, match=r"workdir=gs://bucket/run; allowed: a folder of this machine"):
+        jaxnlp.train(PRETRAIN, "gs://bucket/run")
+    with pytest.raises(ValueError, match=r"monitor='accuracy' is not measured; allowed: bits_per_byte, loss"):
+        jaxnlp.train(dataclasses.replace(PRETRAIN, monitor="accuracy"), tmp_path / "monitor")
+
+
+def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(pretrained, tmp_path):
+    """Else its rows of the table would stand for other tokens."""
+    workdir, _ = pretrained
+    digits = [{"text": "0123456789"}] * 20
+
+    def tune(**init):
+        init = Pretrained(str(workdir), **init)
+        jaxnlp.train(dataclasses.replace(PRETRAIN, data=Data(train=digits), init=init, steps=1), tmp_path / "tuned")
+
+    with pytest.raises(ValueError, match=r"the tokenizer is not the one of .*: token \d+ is '.', there '.'; allowed"):
+        tune()
+    with pytest.raises(ValueError, match="the tokenizer is not the one of"):
+        tune(grow="embed/tokens")
+    tune(fresh="embed/tokens")
 
 
 def test_vocabulary_larger_than_the_table_is_refused(tmp_path):

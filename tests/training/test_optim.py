@@ -95,7 +95,7 @@ def test_muon(scan, params):
         transform = optimizer(o, 10)
         return transform.update(gradient, transform.init(params), params)[0]
 
-    found, adamw = update(dataclasses.replace(o, rule="muon")), update(o)
+    found, adamw = update(dataclasses.replace(o, name="muon")), update(o)
     for path, u, a, g, p in zip(optim.paths(params), *map(jax.tree.leaves, (found, adamw, gradient, params))):
         if not (path.startswith("blocks") and path.endswith("kernel")):
             np.testing.assert_array_equal(u, a)
@@ -135,7 +135,7 @@ def test_frozen_paths_have_no_update_and_no_state(params):
     sizes = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
     trained = sizes([params["blocks"]["2"], params["norm"], params["heads"]])
     assert sizes(optimizer(o, 10).init(params)) == 2 * trained + 2  # two moments of each, and two counts
-    muon = jax.tree.leaves(updates(dataclasses.replace(o, rule="muon"), params)["blocks"]["0"])
+    muon = jax.tree.leaves(updates(dataclasses.replace(o, name="muon"), params)["blocks"]["0"])
     assert not any(np.any(x) for x in muon)
 
 
@@ -156,6 +156,18 @@ def test_a_pattern_that_freezes_nothing_is_refused(params):
         ValueError, match=r"optim.freeze='block/.\*' matches no parameter; there are blocks/0/attention"
     ):
         optim.stop_frozen(Optim(freeze="block/.*"), params)
+
+
+@pytest.mark.parametrize(("name", "value"), [("name", "Muon"), ("decay", "cos")])
+def test_unknown_names_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"optim.{name}='{value}'; allowed: \w+, \w+"):
+        Optim(**{name: value})
+
+
+def test_muon_knows_every_matrix_or_says_so(params):
+    other = {"blocks": {"0": {"cross": {"q": {"kernel": jnp.ones((8, 2, 4))}}}}}
+    with pytest.raises(ValueError, match=r"does not know the matrices of blocks/0/cross/q/kernel"):
+        optimizer(Optim(name="muon"), 10).init(other)
 
 
 @pytest.mark.parametrize(("field", "value"), [("lr", 0.0), ("warmup", 1.5), ("b2", -0.1), ("end", 2.0)])

@@ -111,7 +111,8 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     name = "python_docs"
     VERSION = tfds.core.Version(".".join(map(str, sys.version_info[:3])))
-    # A folder of its own for each build of Python and each state of the rules above: none is read for another.
+    # A folder of its own for each build of Python and each state of the rules above. (A distribution may add modules to
+    # the same build later, such as Tk's: delete the folder then.)
     BUILDER_CONFIGS = [  # noqa: RUF012
         tfds.core.BuilderConfig(name=sha256(sys.version.encode() + pathlib.Path(__file__).read_bytes()).hexdigest()[:8])
     ]
