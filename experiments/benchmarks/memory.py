@@ -1,9 +1,10 @@
 """Peak memory of a 124M GPT-2 training step, by what the backward pass recomputes.
 
-    python experiments/benchmarks/memory.py [--batch 4] [--length 256]
+    python experiments/benchmarks/memory.py [--batch 4] [--length 256] [--steps 3]
 
 For each of remat = none, dots, full: what the compiled step needs beside its arguments (XLA's own account), the peak of
-the process's resident memory over one step (each in a process of its own), and the step's seconds.
+the process's resident memory (each in a process of its own), and the least seconds of so many steps. With --steps 0 it
+only compiles.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import time
 FORMS = ("none", "dots", "full")
 
 
-def measure(remat: str, batch: int, length: int) -> dict[str, float]:
+def measure(remat: str, batch: int, length: int, steps: int) -> dict[str, float]:
     import dataclasses
 
     import jax
@@ -32,11 +33,12 @@ def measure(remat: str, batch: int, length: int) -> dict[str, float]:
     trainer = Trainer(model, LanguageModeling(length=length), optim, optimizer(optim, 1000))
     ids = np.zeros((batch, length), np.int32)
     data = {"input_ids": ids, "labels": ids, "weights": np.ones(ids.shape, np.float32)}
-    state = jax.jit(lambda key: trainer.init(model.init(key, ids)["params"], data))(jax.random.key(0))
+    make = jax.jit(lambda key: trainer.init(model.init(key, ids)["params"], data))
+    state = make(jax.random.key(0)) if steps else jax.eval_shape(make, jax.random.key(0))
     step = jax.jit(trainer.train_step, donate_argnums=0).lower(state, data).compile()
     temporary = step.memory_analysis().temp_size_in_bytes
-    seconds = []
-    for _ in range(3):
+    seconds = [float("inf")]
+    for _ in range(steps):
         start = time.perf_counter()
         state, sums = jax.block_until_ready(step(state, data))
         seconds.append(time.perf_counter() - start)
@@ -48,14 +50,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--remat", choices=FORMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.remat:
-        return print(json.dumps(measure(args.remat, args.batch, args.length)))
+        return print(json.dumps(measure(args.remat, args.batch, args.length, args.steps)))
     print(f"GPT-2 124M, {args.batch} x {args.length}, float32, AdamW")
     print("remat   temporaries GiB   peak resident GiB   seconds a step")
     for remat in FORMS:
-        command = [sys.executable, __file__, "--remat", remat, "--batch", str(args.batch), "--length", str(args.length)]
+        sizes = ["--batch", str(args.batch), "--length", str(args.length), "--steps", str(args.steps)]
+        command = [sys.executable, __file__, "--remat", remat, *sizes]
         m = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(f"{remat:6} {m['temporary']:16.2f} {m['peak']:19.2f} {m['seconds']:16.2f}", flush=True)
 

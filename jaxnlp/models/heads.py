@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from jaxnlp.nn.blocks import multiply
+
 
 class Unembedding(NamedTuple):
     """What gives the logits of a vocabulary, logits = hidden table' + bias, not yet multiplied out.
@@ -23,8 +25,8 @@ class Unembedding(NamedTuple):
     vocab_size: int
 
     def logits(self) -> Float[Array, "B T vocab_size"]:
-        table = self.table.astype(self.hidden.dtype)
-        logits = jnp.einsum("btd,vd->btv", self.hidden, table, preferred_element_type=jnp.float32)
+        rows = self.hidden.reshape(-1, self.hidden.shape[-1])
+        logits = multiply(rows, self.table.astype(rows.dtype), jnp.float32).reshape(*self.hidden.shape[:2], -1)
         if self.bias is not None:
             logits += self.bias.astype(jnp.float32)[None, None]
         return logits[..., : self.vocab_size]

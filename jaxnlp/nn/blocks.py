@@ -77,10 +77,19 @@ def _last(vector: Float[Array, " D"], like: Float[Array, "*B D"]) -> Float[Array
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
-class Projection(nn.Module):
-    """y = x W + b, where the last `n_in` axes of x and the first of W are summed over and `shape` are the axes of y.
+def multiply(x: Float[Array, "N D"], table: Float[Array, "F D"], dtype: Any = None) -> Float[Array, "N F"]:
+    """x table'; for the few rows of decoding as (table x')', in about two thirds of the time on a CPU."""
+    if len(x) <= 64:
+        y = jnp.matmul(table, x.T, preferred_element_type=dtype)
+        return jax.lax.optimization_barrier(y).T  # else XLA turns it round again
+    return jnp.matmul(x, table.T, preferred_element_type=dtype)
 
-    The kernel keeps heads and head width as axes of their own, so that a rule can shard the heads.
+
+class Projection(nn.Module):
+    """y = x W' + b, where the last `n_in` axes of x and of W are summed over and `shape` are the axes of y.
+
+    The kernel W has its outputs first, as decoding reads it fastest, and keeps heads and head width as axes of their
+    own, so that a rule can shard the heads.
     """
 
     shape: tuple[int, ...]
@@ -91,16 +100,16 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         inputs = x.shape[-self.n_in :]
-        kernel = self.param("kernel", self._init, inputs + self.shape).astype(self.dtype)
+        kernel = self.param("kernel", self._init, self.shape + inputs).astype(self.dtype)
         # One product of rows: on a CPU, XLA's are slower over several axes, above all those of the gradient.
         rows = x.astype(self.dtype).reshape(-1, math.prod(inputs))
-        y = (rows @ kernel.reshape(rows.shape[1], -1)).reshape(*x.shape[: x.ndim - self.n_in], *self.shape)
+        y = multiply(rows, kernel.reshape(-1, rows.shape[1])).reshape(*x.shape[: x.ndim - self.n_in], *self.shape)
         bias = self.param("bias", nn.initializers.zeros, self.shape).astype(self.dtype)
         return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
     def _init(self, rng, shape):
-        fan_in, fan_out = math.prod(shape[: self.n_in]), math.prod(shape[self.n_in :])
-        return self.kernel_init(rng, (fan_in, fan_out)).reshape(shape)
+        fan_out, fan_in = math.prod(shape[: -self.n_in]), math.prod(shape[-self.n_in :])
+        return self.kernel_init(rng, (fan_in, fan_out)).T.reshape(shape)
 
 
 class SelfAttention(nn.Module):

@@ -59,14 +59,14 @@ def generated() -> dict[str, np.ndarray]:
             for ours, theirs in (("scale", "weight"), ("bias", "bias")):
                 params[f"{target.format(i)}/{ours}"] = state[f"{source.format(i)}.{theirs}"]
     shapes = {
-        "h.{}.attn.c_attn": ("blocks/{}/attention/qkv", (16, 3, 2, 8), (3, 2, 8)),
-        "h.{}.attn.c_proj": ("blocks/{}/attention/out", (2, 8, 16), (16,)),
-        "h.{}.mlp.c_fc": ("blocks/{}/mlp/in", (16, 64), (64,)),
-        "h.{}.mlp.c_proj": ("blocks/{}/mlp/out", (64, 16), (16,)),
+        "h.{}.attn.c_attn": ("blocks/{}/attention/qkv", (3, 2, 8, 16), (3, 2, 8)),
+        "h.{}.attn.c_proj": ("blocks/{}/attention/out", (16, 2, 8), (16,)),
+        "h.{}.mlp.c_fc": ("blocks/{}/mlp/in", (64, 16), (64,)),
+        "h.{}.mlp.c_proj": ("blocks/{}/mlp/out", (16, 64), (16,)),
     }
     for source, (target, kernel, bias) in shapes.items():
         for i in range(2):
-            params[f"{target.format(i)}/kernel"] = state[f"{source.format(i)}.weight"].reshape(kernel)
+            params[f"{target.format(i)}/kernel"] = state[f"{source.format(i)}.weight"].T.reshape(kernel)
             params[f"{target.format(i)}/bias"] = state[f"{source.format(i)}.bias"].reshape(bias)
 
     prompt = torch.tensor([[31, 41, 59, 26, 53, 58, 9, 7], [0, 0, 0, 27, 18, 28, 18, 28], [0, 0, 0, 0, 0, 0, 0, 11]])

@@ -69,15 +69,15 @@ def params_of(state: dict[str, np.ndarray]) -> dict:
     get = lambda name: np.asarray(state[f"transformer.{name}"])  # noqa: E731
     D, H = SIZES["n_embd"], SIZES["n_head"]
     norm = lambda name: {"scale": get(f"{name}.weight"), "bias": get(f"{name}.bias")}  # noqa: E731
-    dense = lambda name: {"kernel": get(f"{name}.weight"), "bias": get(f"{name}.bias")}  # noqa: E731
+    dense = lambda name: {"kernel": get(f"{name}.weight").T, "bias": get(f"{name}.bias")}  # noqa: E731
 
     def block(i):
         qkv, out = dense(f"h.{i}.attn.c_attn"), dense(f"h.{i}.attn.c_proj")
         return {
             "norm_1": norm(f"h.{i}.ln_1"),
             "attention": {
-                "qkv": {"kernel": qkv["kernel"].reshape(D, 3, H, D // H), "bias": qkv["bias"].reshape(3, H, D // H)},
-                "out": {"kernel": out["kernel"].reshape(H, D // H, D), "bias": out["bias"]},
+                "qkv": {"kernel": qkv["kernel"].reshape(3, H, D // H, D), "bias": qkv["bias"].reshape(3, H, D // H)},
+                "out": {"kernel": out["kernel"].reshape(D, H, D // H), "bias": out["bias"]},
             },
             "norm_2": norm(f"h.{i}.ln_2"),
             "mlp": {"in": dense(f"h.{i}.mlp.c_fc"), "out": dense(f"h.{i}.mlp.c_proj")},

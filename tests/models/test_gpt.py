@@ -84,13 +84,13 @@ def test_parameter_names_and_shapes():
     flat = {jax.tree_util.keystr(k, simple=True, separator="/"): x.shape for k, x in jax.tree.leaves_with_path(params)}
     block = {
         "attention/out/bias": (32,),
-        "attention/out/kernel": (4, 8, 32),
+        "attention/out/kernel": (32, 4, 8),
         "attention/qkv/bias": (3, 4, 8),
-        "attention/qkv/kernel": (32, 3, 4, 8),
+        "attention/qkv/kernel": (3, 4, 8, 32),
         "mlp/in/bias": (128,),
-        "mlp/in/kernel": (32, 128),
+        "mlp/in/kernel": (128, 32),
         "mlp/out/bias": (32,),
-        "mlp/out/kernel": (128, 32),
+        "mlp/out/kernel": (32, 128),
         "norm_1/bias": (32,),
         "norm_1/scale": (32,),
         "norm_2/bias": (32,),

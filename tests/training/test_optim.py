@@ -102,9 +102,9 @@ def test_muon(scan, params):
             continue
         layers = zip(u, g, p) if scan else [(u, g, p)]
         for u, g, p in layers:
-            if "qkv" in path:  # [D, 3, H, K]
-                matrices = [(u[:, i].reshape(8, 8), g[:, i].reshape(8, 8), p[:, i].reshape(8, 8)) for i in range(3)]
-            elif "attention/out" in path:  # [H, K, D]
+            if "qkv" in path:  # [3, H, K, D]
+                matrices = [(u[i].reshape(8, 8), g[i].reshape(8, 8), p[i].reshape(8, 8)) for i in range(3)]
+            elif "attention/out" in path:  # [D, H, K]
                 matrices = [(u.reshape(8, 8), g.reshape(8, 8), p.reshape(8, 8))]
             else:
                 matrices = [(u, g, p)]
