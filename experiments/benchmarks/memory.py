@@ -28,7 +28,8 @@ def measure(remat: str, batch: int, length: int, steps: int) -> dict[str, float]
     from jaxnlp.training.optim import Optim, optimizer
     from jaxnlp.training.step import Trainer
 
-    model = gpt.GPT(dataclasses.replace(gpt.VARIANTS["gpt2"], remat=remat, dropout=0.0, attention_dropout=0.0))
+    config = dataclasses.replace(gpt.VARIANTS["gpt2"], scan=True, remat=remat, dropout=0.0, attention_dropout=0.0)
+    model = gpt.GPT(config)
     optim = Optim()
     trainer = Trainer(model, LanguageModeling(length=length), optim, optimizer(optim, 1000))
     ids = np.zeros((batch, length), np.int32)
