@@ -4,7 +4,8 @@
 
 Model: Radford et al., 2019, at 4 layers of 128. Data: `python_docs`, made from the Python that runs it; no download.
 Muon, as it learns from fewer steps: after 600 it is at 1.983 bits per byte (lr 0.012), AdamW at 2.287 (lr 0.003); after
-the 1,300 steps here at 1.870, where xz -9e, which has seen the same text, needs 1.928.
+the 1,300 steps here, five minutes, at 1.870, where xz -9e, which has seen the same text, needs 1.928 (the documentation
+of Python 3.11.7).
 """
 
 from jaxnlp.data.sources import TFDS
