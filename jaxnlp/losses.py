@@ -16,13 +16,14 @@ Letters: B batch, T length, D width, V vocabulary; N = B * t tokens of one block
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+from jaxnlp.nn.sharding import constrain, cuts
 
 Sums = tuple[Float[Array, ""], Float[Array, ""]]
 
@@ -66,13 +67,13 @@ def blocked_cross_entropy(
 
     Args:
         vocab_size: what lies beyond in the table pads it: it has probability 0 and gradient 0.
-        block_tokens: taken evenly from all rows of the batch, so that a sharded batch stays sharded.
+        block_tokens: over all devices, each of which goes on with tokens of its own.
     """
     (B, T, _), V = hidden.shape, table.shape[0]
     terms = _Terms(V if vocab_size is None else vocab_size, label_smoothing, z_loss)
     weights = _float32(weights, labels)
-    block_tokens = block_tokens or BLOCK_LOGITS * _devices() // V
-    n_blocks = -(-T // max(block_tokens // B, 1))
+    block_tokens = block_tokens or BLOCK_LOGITS * cuts("tokens") * cuts("vocabulary") // V
+    n_blocks = min(-(-B * T // block_tokens), B * T)
     total = _total(hidden, table, bias, _words(labels, terms), weights, terms, n_blocks)
     return total, weights.sum()
 
@@ -83,11 +84,6 @@ def _words(labels: Int[Array, "*N"], terms: _Terms) -> Int[Array, "*N"]:
 
 def _float32(weights: Float[Array, "*N"] | None, labels: Int[Array, "*N"]) -> Float[Array, "*N"]:
     return jnp.ones(labels.shape) if weights is None else weights.astype(jnp.float32)
-
-
-def _devices() -> int:
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in mesh.auto_axes)
 
 
 def _losses(x: Float[Array, "*N V"], labels: Int[Array, "*N"], terms: _Terms):
@@ -120,7 +116,7 @@ def _product(equation: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> F
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _total(hidden, table, bias, labels, weights, terms: _Terms, n_blocks: int) -> Float[Array, ""]:
-    words = table.astype(hidden.dtype)
+    words = _whole(table.astype(hidden.dtype))
 
     def step(total, block):
         h, y, w = block
@@ -131,7 +127,7 @@ def _total(hidden, table, bias, labels, weights, terms: _Terms, n_blocks: int) -
 
 
 def _total_forward(hidden, table, bias, labels, weights, terms, n_blocks):
-    words = table.astype(hidden.dtype)  # the products' type; the gradient of a float32 table stays in float32
+    words = _whole(table.astype(hidden.dtype))  # the products' type; a float32 table's gradient stays in float32
 
     def step(sums, block):
         h, y, w = block
@@ -163,21 +159,38 @@ def _total_backward(terms, n_blocks, saved, dtotal):
 _total.defvjp(_total_forward, _total_backward)
 
 
+def _whole(table: Float[Array, "V D"]) -> Float[Array, "V D"]:
+    """On a mesh, rows of whole words: gathered once, not in each block."""
+    return constrain(table, "vocabulary")
+
+
 def _scan(step, carry, arrays: tuple[Array, ...], n_blocks: int):
-    """lax.scan over blocks [B * t, …] that arrays [B, T, …] are cut into along T; zeros fill the last one up."""
+    """lax.scan over blocks [tokens, …] that arrays [B, T, …] are cut into; zeros fill the last one up.
+
+    Tokens are all alike, so each device of a mesh numbers those that it has, and takes them block by block.
+    """
     B, T = arrays[0].shape[:2]
-    if n_blocks == 1:  # a loop would copy the table's gradient
-        carry, outputs = step(carry, tuple(x.reshape(B * T, *x.shape[2:]) for x in arrays))
-        return carry, jax.tree.map(lambda y: y.reshape(B, T, *y.shape[1:]), outputs)
-    t = -(-T // n_blocks)
+    b, t = cuts("batch"), cuts("queries")
+    n = B * T // (b * t)  # tokens of a device
+    size = -(-n // n_blocks)
 
     def cut(x):
-        x = jnp.pad(x, [(0, n_blocks * t - T if axis == 1 else 0) for axis in range(x.ndim)])
-        return jnp.moveaxis(x.reshape(B, n_blocks, t, *x.shape[2:]), 1, 0).reshape(n_blocks, B * t, *x.shape[2:])
+        x = constrain(x, "batch", "queries")
+        x = x.reshape(b, B // b, t, T // t, *x.shape[2:]).swapaxes(1, 2).reshape(b * t, n, *x.shape[2:])
+        x = jnp.pad(x, [(0, n_blocks * size - n if axis == 1 else 0) for axis in range(x.ndim)])
+        x = jnp.moveaxis(x.reshape(b * t, n_blocks, size, *x.shape[2:]), 1, 0)
+        x = x.reshape(n_blocks, b * t * size, *x.shape[3:])
+        return constrain(x, None, "tokens")
 
     def join(y):
-        y = jnp.moveaxis(y.reshape(n_blocks, B, t, *y.shape[2:]), 0, 1)
-        return y.reshape(B, n_blocks * t, *y.shape[3:])[:, :T]
+        y = jnp.moveaxis(y.reshape(n_blocks, b * t, size, *y.shape[2:]), 0, 1)
+        y = y.reshape(b * t, n_blocks * size, *y.shape[3:])[:, :n]
+        return y.reshape(b, t, B // b, T // t, *y.shape[2:]).swapaxes(1, 2).reshape(B, T, *y.shape[2:])
 
-    carry, outputs = lax.scan(step, carry, tuple(cut(x) for x in arrays))
+    blocks = tuple(cut(x) for x in arrays)
+    if n_blocks == 1:  # a loop would copy the table's gradient
+        carry, outputs = step(carry, tuple(x[0] for x in blocks))
+        outputs = jax.tree.map(lambda y: y[None], outputs)
+    else:
+        carry, outputs = lax.scan(step, carry, blocks)
     return carry, jax.tree.map(join, outputs)

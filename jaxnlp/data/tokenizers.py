@@ -107,9 +107,17 @@ class Tokenizer:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
+    def to_json(self) -> str:
+        """The content of tokenizer.json."""
+        return self.backend.to_str(pretty=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        return cls(tokenizers.Tokenizer.from_str(text))
+
     def save(self, path) -> None:
         """Writes tokenizer.json."""
-        epath.Path(path).write_text(self.backend.to_str(pretty=True), encoding="utf-8")
+        epath.Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path) -> "Tokenizer":
@@ -119,7 +127,7 @@ class Tokenizer:
         if path.is_file() or "tokenizer.json" in folder:
             file = path / "tokenizer.json" if folder else path
             try:
-                return cls(tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")))
+                return cls.from_json(file.read_text(encoding="utf-8"))
             except Exception as error:  # the library raises bare Exception
                 raise ValueError(f"tokenizer {file}: not a tokenizer.json: {error}") from error
         for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):

@@ -17,12 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxnlp.nn.kernels import blocked, logits, plain, softmax
 from jaxnlp.nn.masks import Mask
+from jaxnlp.nn.sharding import constrain, cuts, spec
 
 PATHS = ("cudnn", "pallas", "blocked", "plain")
 PLAIN_UP_TO = 512 * 512  # T * S; above it blocks are faster on the CPU (experiments/benchmarks/attention.py)
@@ -49,6 +49,9 @@ def attention(
     """
     if dropout_rate and dropout_rng is None:
         raise ValueError(f"dropout_rate={dropout_rate} came without a dropout_rng; allowed: a key of jax.random")
+    # On a mesh that cuts positions, each device has some of the queries and all keys and values.
+    q = constrain(q, "batch", "heads", "queries")
+    k, v = (constrain(x, "batch", "heads") for x in (k, v))
     case = q.shape, k.shape, q.dtype, mask, dropout_rate
     platform = _platform()
     path = implementation or choose(platform, *case)
@@ -93,9 +96,10 @@ def _takes(path: str, q_shape, k_shape, dtype, mask: Mask, dropout_rate: float) 
     if dropout_rate or mask.prefix is not None or mask.offset is not None or sum(hidden) > 1 or not square:
         return False
     if path == "pallas":
-        return T % 128 == S % 128 == 0
+        return T % (128 * cuts("queries")) == S % 128 == 0
     half, narrow = dtype in (jnp.bfloat16, jnp.float16), K <= 128 and K % 8 == 0
-    return half and narrow and mask.segment_ids is None and (mask.window is None or mask.causal)
+    known = mask.segment_ids is None and (mask.window is None or mask.causal)
+    return half and narrow and known and cuts("queries") == 1
 
 
 def _platform() -> str:
@@ -146,21 +150,26 @@ def _pallas(q, k, v, mask: Mask) -> Float[Array, "B H T K"]:
         ids = splash.SegmentIds(jnp.broadcast_to(some, (B, T)).astype(jnp.int32), jnp.where(real, 1, -1))
     elif mask.segment_ids is not None:
         ids = splash.SegmentIds(mask.segment_ids, jnp.where(mask.segment_ids == 0, -1, mask.segment_ids))
-    t, s = (next(size for size in (512, 256, 128) if n % size == 0) for n in (T, S))
+    shards = cuts("queries")
+    t, s = (next(size for size in (512, 256, 128) if n % size == 0) for n in (T // shards, S))
     sizes = splash.BlockSizes(
         **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), t),
         **dict.fromkeys(("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"), s),
     )
+    heads = masks.MultiHeadMask([band] * q.shape[1])
+    interpret = _platform() != "tpu"
+    kernel = splash.make_splash_mha(
+        heads, block_sizes=sizes, head_shards=cuts("heads"), q_seq_shards=shards, interpret=interpret
+    )
 
-    def run(q, k, v, ids):
-        heads = masks.MultiHeadMask([band] * q.shape[1])
-        interpret = _platform() != "tpu"
-        kernel = splash.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    def run(kernel, q, k, v, ids):
         return jax.vmap(kernel)(q, k, v, ids)
 
-    if jax.sharding.get_abstract_mesh().auto_axes:  # XLA cannot cut a kernel; the rules say along which axes it may
-        batch, heads = nn.logical_to_mesh_axes(("batch", "heads"))
-        whole, rows = PartitionSpec(batch, heads), PartitionSpec(batch)
-        run = jax.shard_map(run, in_specs=(whole, whole, whole, rows), out_specs=whole, check_vma=False)
-    out = run(q, k, v, ids)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.auto_axes:  # XLA cannot cut a kernel; the rules say along which axes it may be
+        some, every = spec("batch", "heads", "queries"), spec("batch", "heads")
+        of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, spec("heads", "queries")))
+        of_ids = ids and splash.SegmentIds(spec("batch", "queries"), spec("batch"))
+        run = jax.shard_map(run, in_specs=(of_kernel, some, every, every, of_ids), out_specs=some, check_vma=False)
+    out = run(kernel, q, k, v, ids)
     return out if ids is None else _where_real(ids.q != 0, out)

@@ -20,6 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxnlp.nn.attention import Mask, attention, attention_weights
+from jaxnlp.nn.sharding import constrain
 
 Initializer = Callable[..., Array]
 Cache = Mapping[str, Array]  # one layer's {"keys", "values"}, both [B, H, S, K]
@@ -194,6 +195,7 @@ class Block(nn.Module):
         norm_1, norm_2 = (LayerNorm(self.epsilon, self.dtype, name=f"norm_{i}") for i in (1, 2))
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         self.sow("intermediates", "hidden_states", x)
+        x = constrain(x, "batch", "length")
 
         added, cache = attend(norm_1(x) if self.norm_first else x, mask, cache)
         h = x + drop(added)

@@ -31,6 +31,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from jaxnlp.training import processes
 from jaxnlp.training.files import is_remote, write_atomically
 
 LOWER_IS_BETTER = {
@@ -73,6 +74,9 @@ class Checkpoints:
         self._broken: set[int] = set()  # steps that restore passed over
         self._pending: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        processes.on_first(self._tidy)
+
+    def _tidy(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         _delete_unfinished(self.directory)  # what a killed process was writing
 
@@ -94,18 +98,23 @@ class Checkpoints:
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Saves a dataclass of pytrees with a field `params`; once this returns, its arrays may be donated.
 
-        Waits for the save before, and raises the CheckpointError that it may have ended in. A step is saved once.
+        Waits for the save before, and raises the CheckpointError that it may have ended in. A step is saved once. Of
+        several processes each writes its own parts, and the first one the manifest.
         """
         self.wait()
-        if step in self.steps:
-            raise CheckpointError(f"step {step} is already saved in {self.directory}")
+        processes.on_first(lambda: self._make_room(step))
         parts = _parts(state)
         manifest = Manifest(step, dict(metrics or {}), self.monitor, _leaves(parts), files={})
         with self._explained(step), _orbax_context():
-            _delete(self.directory, step)  # what a killed process left, or a broken one
-            self._broken.discard(step)
             response = ocp.save_checkpointables_async(self.directory / str(step), parts)
         self._pending = self._thread.submit(self._commit, response.result, manifest)
+
+    def _make_room(self, step: int) -> None:
+        if step in self.steps:
+            raise CheckpointError(f"step {step} is already saved in {self.directory}")
+        with self._explained(step):
+            _delete(self.directory, step)  # what a killed process left, or a broken one
+            self._broken.discard(step)
 
     def wait(self) -> None:
         """Until the last save is whole; raises the CheckpointError that it ended in, once."""
@@ -126,8 +135,10 @@ class Checkpoints:
         that is missing, unexpected, or of another shape or dtype.
         """
         self.wait()
-        manifest, broken = _find(self.directory, step)
+        found, broken = processes.on_first(lambda: _find(self.directory, step)) or (None, set())
         self._broken |= broken
+        number = processes.broadcast(str(found.step) if found else "")  # the others take the word of the first
+        manifest = found or _read_manifest(self.directory, int(number))
         parts = _parts(abstract_state)
         _check_fits(self.directory / str(manifest.step), manifest.leaves, _leaves(parts))
         loaded = ocp.load_checkpointables(self.directory / str(manifest.step), _placed(parts))
@@ -137,6 +148,8 @@ class Checkpoints:
         """In the thread: Orbax's files, then the manifest, then the old ones go."""
         with self._explained(manifest.step):
             finish()
+            if not processes.first():
+                return
             folder = self.directory / str(manifest.step)
             files = {name: {"bytes": path.stat().length, "sha256": _sha256(path)} for name, path in _files(folder)}
             _write_manifest(self.directory, dataclasses.replace(manifest, files=files))

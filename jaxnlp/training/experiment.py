@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from jaxnlp.training.checkpoint import LOWER_IS_BETTER
 from jaxnlp.training.optim import Optim
+from jaxnlp.training.parallel import parse
 from jaxnlp.training.serialize import decode, encode
 
 # What a resumed run may have changed: nothing that the numbers depend on. Everything else would be another run.
-MAY_CHANGE = r"(.*\.)?data_dir|(log|evaluate|save)_every|keep_(latest|best)|monitor"
+MAY_CHANGE = r"(.*\.)?data_dir|(log|evaluate|save)_every|keep_(latest|best)|monitor|parallel"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Experiment:
     init: Pretrained | None = None  # another run to start from
     ema: float | None = None  # decay of a moving average of the parameters, kept beside them
     accumulate: int = 1  # microbatches that a step is made of, one after the other
+    parallel: str = "auto"  # jit, pmap, sizes of a mesh such as fsdp=4,tensor=2, or auto: see training/parallel.py
     steps_per_call: int = 1  # steps compiled into one call: more is faster where a step takes milliseconds
     log_every: float = 0.01  # fraction of the steps
     evaluate_every: float = 0.1  # fraction of the steps; the whole validation part
@@ -83,6 +85,7 @@ class Experiment:
             raise ValueError(
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; allowed: {allowed}"
             )
+        parse(self.parallel)
         if self.monitor not in LOWER_IS_BETTER:
             raise ValueError(f"monitor={self.monitor!r}; allowed: {', '.join(LOWER_IS_BETTER)}")
         for name in ("model", "tokenizer"):

@@ -7,6 +7,7 @@ else lies in the state, what follows is what would have followed without the int
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import signal
@@ -23,14 +24,14 @@ from jaxnlp.data import cache, tokenizers
 from jaxnlp.data.batches import Batches
 from jaxnlp.data.sources import fingerprint, open_source
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.training import pretrained
+from jaxnlp.training import parallel, pretrained, processes
 from jaxnlp.training.checkpoint import Checkpoints
-from jaxnlp.training.experiment import Experiment, check_same_run, every
+from jaxnlp.training.experiment import Experiment, check_same_run, every, to_json
 from jaxnlp.training.folder import Folder, locked, open_run
 from jaxnlp.training.optim import optimizer, schedule
 from jaxnlp.training.progress import Progress
 from jaxnlp.training.report import MetricsWriter, write_report
-from jaxnlp.training.step import Trainer, TrainState, eval_step
+from jaxnlp.training.step import Trainer, TrainState
 
 REPORT_SECONDS = 60  # at least, between two drawings of the report while training
 
@@ -58,41 +59,55 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
     """
     experiment.validate()
     keep_compiled()
-    with locked(workdir) as folder, contextlib.closing(Checkpoints(
+    with _held(workdir) as folder, contextlib.closing(Checkpoints(
         folder.checkpoints,
         keep_latest=experiment.keep_latest,
         keep_best=experiment.keep_best,
         monitor=experiment.monitor,
     )) as checkpoints:  # fmt: skip
         experiment, tokenizer = settle(experiment, folder, data_dir)
+        processes.check_same("experiment", to_json(experiment))
         check_lengths(experiment)
-        trainer = trainer_for(experiment)
+        layout = parallel.layout(experiment.parallel)
+        trainer = trainer_for(experiment, layout.axis)
         train_batches, validation = batches_for(experiment, tokenizer, data_dir)
-        example = next(iter(_calls(train_batches, 0, 1, 1)))
-        state = jax.jit(lambda key: trainer.init(_init(trainer, key), jax.tree.map(lambda x: x[0], example)))(
-            jax.random.key(experiment.seed)
-        )
+        example = jax.tree.map(lambda x: x[0], next(iter(_calls(train_batches, 0, 1, 1))))
+        init = functools.partial(_init, trainer, example)
+        key = jax.random.key(experiment.seed)
+        abstract = layout.abstract(jax.eval_shape(init, key))
+        lengths = [shape[1] for batches in (train_batches, validation) if batches for shape in batches.shapes]
+        accumulate, rows = experiment.accumulate, experiment.batch_size
+        parallel.check(layout.sizes, abstract.params, batch_size=rows, accumulate=accumulate, lengths=lengths)
         start, data = 0, {"train": experiment.data.train, "validation": experiment.data.validation}
         fingerprints = {split: fingerprint(data[split], data_dir) for split in data if data[split] is not None}
         if checkpoints.begun:
             folder.check_data(fingerprints)
-            state, start = checkpoints.restore(state)
-        elif experiment.init is not None:
-            params = pretrained.load(experiment.init, state.params)
-            state = state.replace(params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
-        folder.cut_metrics(start)
-        tokenizer.save(folder.tokenizer)
-        folder.write_data(fingerprints)
-        folder.write_experiment(experiment)
+            state, start = checkpoints.restore(abstract)
+        else:
+            state = layout.make(init, key)
+            if experiment.init is not None:
+                params = pretrained.load(experiment.init, state.params)
+                state = state.replace(params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
+
+        def write():
+            folder.cut_metrics(start)
+            tokenizer.save(folder.tokenizer)
+            folder.write_data(fingerprints)
+            folder.write_experiment(experiment)
+
+        processes.on_first(write)
         with (
-            MetricsWriter(folder) as writer,
-            Progress(experiment.steps, start) as progress,
+            MetricsWriter(folder) if processes.first() else contextlib.nullcontext() as writer,
+            Progress(experiment.steps, start, shown=processes.first()) as progress,
             _terminated() as terminated,
         ):
-            run = _Loop(experiment, trainer, checkpoints, writer, progress, terminated, validation, folder)
+            progress.say(describe(layout, state))
+            run = _Loop(experiment, trainer, layout, checkpoints, writer, progress, terminated, validation, folder)
             state = run.go(state, start, train_batches)
-        exhibits = trainer.task.show(trainer.model, state.params if state.ema is None else state.ema, tokenizer)
-        write_report(folder, exhibits)
+        if processes.first():
+            alone = jax.process_count() == 1  # a sample needs every process that holds a part of the parameters
+            params = state.params if state.ema is None else state.ema
+            write_report(folder, trainer.task.show(trainer.model, params, tokenizer) if alone else ())
         return folder
 
 
@@ -100,9 +115,9 @@ def evaluate(
     experiment: Experiment, params: Any, tokenizer: Tokenizer, source: Any, *, data_dir: str | None = None
 ) -> dict[str, float]:
     """The task's metrics over the whole source: sums and weights of all batches, divided once."""
-    trainer = trainer_for(experiment)
+    trainer, layout = trainer_for(experiment), parallel.Jit()
     batches = _batches(experiment, tokenizer, source, data_dir, seed=None)
-    return _evaluate(trainer, params, batches)
+    return _evaluate(trainer.task, layout.measure(trainer.eval_step), layout, params, batches)
 
 
 def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tuple[Experiment, Tokenizer]:
@@ -120,7 +135,8 @@ def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tupl
     else:
         source = open_source(experiment.data.train, data_dir)
         texts = (text for i in range(len(source)) for text in experiment.task.texts(source[i]))
-        tokenizer = tokenizers.build(experiment.tokenizer, texts)
+        built = processes.on_first(lambda: tokenizers.build(experiment.tokenizer, texts))
+        tokenizer = Tokenizer.from_json(processes.broadcast(built.to_json() if processes.first() else ""))
         if base is not None:
             pretrained.check_tokenizer(experiment.init, Tokenizer.load(base.tokenizer), tokenizer)
     if tokenizer.vocab_size > experiment.model.vocab_size:
@@ -131,6 +147,19 @@ def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tupl
     return experiment, tokenizer
 
 
+def describe(layout: parallel.Jit, state: TrainState) -> str:
+    """ "8 TPU v5p, mesh fsdp=8; 124 million parameters; 0.23 GiB a device with optimizer"."""
+    n = sum(x.size for x in jax.tree.leaves(state.params))
+    size = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    device, idle = layout.devices[0], jax.device_count() - len(layout.devices)
+    others = f"; {idle} more devices idle (parallel={{pmap, data={jax.device_count()}, …}})" if idle else ""
+    within = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return (
+        f"{layout}{within} ({device.device_kind}); {n / 1e6:,.4g} million parameters, "
+        f"{size / 2**30:.3g} GiB a device with the optimizer's arrays{others}"
+    )
+
+
 def check_lengths(experiment: Experiment) -> None:
     """ValueError for rows longer than the model's positions."""
     length, n_positions = experiment.task.length, experiment.model.n_positions
@@ -138,7 +167,7 @@ def check_lengths(experiment: Experiment) -> None:
         raise ValueError(f"task.length={length}; allowed: at most model.n_positions={n_positions}")
 
 
-def trainer_for(experiment: Experiment) -> Trainer:
+def trainer_for(experiment: Experiment, axis: str | None = None) -> Trainer:
     return Trainer(
         model=experiment.model.build(experiment.task.heads),
         task=experiment.task,
@@ -147,6 +176,7 @@ def trainer_for(experiment: Experiment) -> Trainer:
         seed=experiment.seed,
         accumulate=experiment.accumulate,
         ema=experiment.ema,
+        axis=axis,
     )
 
 
@@ -180,8 +210,9 @@ class _Loop:
 
     experiment: Experiment
     trainer: Trainer
+    layout: parallel.Jit
     checkpoints: Checkpoints
-    writer: MetricsWriter
+    writer: MetricsWriter | None  # of the process that writes
     progress: Progress
     terminated: Any
     validation: Batches | None
@@ -189,16 +220,17 @@ class _Loop:
 
     def go(self, state: TrainState, start: int, batches: Batches) -> TrainState:
         e = self.experiment
-        steps = jax.jit(self.trainer.train_steps, donate_argnums=0)
+        steps, measure = self.layout.update(self.trainer.train_steps), self.layout.measure(self.trainer.eval_step)
+        rows = self.layout.rows(e.batch_size)
         log_every, evaluate_every, save_every = (
             every(fraction, e.steps, e.steps_per_call) for fraction in (e.log_every, e.evaluate_every, e.save_every)
         )
         step, tokens = start, 0
         since = reported = time.perf_counter()
-        for batch in _calls(batches, start, e.steps, e.steps_per_call):
-            state, sums = steps(state, batch)
+        for call, batch in enumerate(_calls(batches, start, e.steps, e.steps_per_call, rows)):
+            state, sums = steps(state, self.layout.place(batch, e.batch_size))
             step += len(batch["input_ids"])
-            tokens += _tokens(batch)
+            tokens += _tokens(batch) * e.batch_size // (rows.stop - rows.start)
             due = lambda interval: step % interval == 0 or step == e.steps  # noqa: B023, E731
             if due(log_every) or due(save_every):
                 self._check_finite(state)
@@ -212,16 +244,17 @@ class _Loop:
             if self.validation is not None and due(evaluate_every):
                 jax.block_until_ready(sums)  # what trained until here is not the evaluation's time
                 began = time.perf_counter()
-                validated = _evaluate(self.trainer, state.params if state.ema is None else state.ema, self.validation)
+                params = state.params if state.ema is None else state.ema
+                validated = _evaluate(self.trainer.task, measure, self.layout, params, self.validation)
                 if e.monitor not in validated:
                     raise ValueError(f"monitor={e.monitor!r} is not measured; allowed: {', '.join(validated)}")
-                self.writer.write(step, "validation", {**validated, "seconds": time.perf_counter() - began})
+                self._write(step, "validation", {**validated, "seconds": time.perf_counter() - began})
                 self.progress.validated(step, validated)
-                if began - reported > REPORT_SECONDS:
+                if began - reported > REPORT_SECONDS and processes.first():
                     write_report(self.folder)
                     reported = began
                 since += time.perf_counter() - began
-            stop = self.terminated()
+            stop = self.terminated() or processes.stop_together(call)
             if due(save_every) or stop:
                 self._check_finite(state)
                 self.checkpoints.save(step, state, validated)
@@ -235,8 +268,12 @@ class _Loop:
         metrics = self.trainer.task.metrics(_means(state.sums))
         metrics["learning_rate"] = float(schedule(self.experiment.optim, self.experiment.steps)(step - 1))
         metrics |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
-        self.writer.write(step, "train", metrics)
+        self._write(step, "train", metrics)
         return metrics
+
+    def _write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        if self.writer is not None:
+            self.writer.write(step, split, metrics)
 
     def _check_finite(self, state: TrainState) -> None:
         bad = int(state.bad_step)
@@ -252,23 +289,21 @@ class _Loop:
         )
 
 
-def _evaluate(trainer: Trainer, params: Any, batches: Batches) -> dict[str, float]:
-    sums = None
-    for batch in _calls(batches, 0, batches.steps_per_epoch, 1):
-        new = _eval_step(trainer.model, trainer.task, params, jax.tree.map(lambda x: x[0], batch))
+def _evaluate(task: Any, measure: Any, layout: parallel.Jit, params: Any, batches: Batches) -> dict[str, float]:
+    sums, size = None, batches.shapes[0][0]
+    for batch in _calls(batches, 0, batches.steps_per_epoch, 1, layout.rows(size)):
+        new = measure(params, layout.place(batch, size))
         sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
-    return trainer.task.metrics(_means(sums))
-
-
-_eval_step = jax.jit(eval_step, static_argnums=(0, 1))
+    return task.metrics(_means(sums))
 
 
 def _means(sums: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in jax.device_get(sums).items()}
 
 
-def _init(trainer: Trainer, key: jax.Array) -> Any:
-    return trainer.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+def _init(trainer: Trainer, example: Any, key: jax.Array) -> TrainState:
+    params = trainer.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return trainer.init(params, example)
 
 
 def _batches(
@@ -285,10 +320,12 @@ def _batches(
     return task.batches(encoded, tokenizer, batch_size=experiment.batch_size, seed=seed)
 
 
-def _calls(batches: Batches, start: int, stop: int, size: int) -> Iterator[dict[str, np.ndarray]]:
+def _calls(
+    batches: Batches, start: int, stop: int, size: int, rows: slice = slice(None)
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches start … stop - 1, made ahead by other threads, stacked by `size` up to the next multiple of it."""
     first = min(-start % size, stop - start)
-    steps = grain.MapDataset.range(start, stop).map(batches)
+    steps = grain.MapDataset.range(start, stop).map(lambda step: batches(step, rows))
     for part, n in ((steps[:first], max(first, 1)), (steps[first:], size)):
         yield from part.batch(n).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
 
@@ -299,8 +336,22 @@ def _tokens(batch: Mapping[str, np.ndarray]) -> int:
 
 
 @contextlib.contextmanager
+def _held(workdir: str | os.PathLike) -> Iterator[Folder]:
+    """`locked` by process 0, for all."""
+    with contextlib.ExitStack() as stack:
+        processes.on_first(lambda: stack.enter_context(locked(workdir)))
+        yield Folder(workdir)
+
+
+@contextlib.contextmanager
 def _terminated():
-    """A function that says whether SIGTERM has come; the signal itself only leaves the note."""
+    """A function that says whether SIGTERM has come; the signal itself only leaves the note.
+
+    Several processes hear of it from one another: see `processes.stop_together`.
+    """
+    if jax.process_count() > 1:
+        yield lambda: False
+        return
     came: list[int] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))

@@ -15,9 +15,9 @@ HIDDEN = ("learning_rate", "tokens_per_second", "seconds")  # in metrics.jsonl, 
 class Progress:
     """A context: `update` after each call of the step, `validated` after each evaluation."""
 
-    def __init__(self, steps: int, start: int = 0):
-        self.steps, self.step, self.start = steps, start, start
-        console = Console(stderr=True)
+    def __init__(self, steps: int, start: int = 0, *, shown: bool = True):
+        self.steps, self.step, self.start, self.shown = steps, start, start, shown
+        console = Console(stderr=True, quiet=not shown)
         self._bar = None
         if console.is_terminal:
             columns = (
@@ -50,12 +50,14 @@ class Progress:
         elif metrics and (step == self.steps or time.perf_counter() - self._last_line > QUIET_SECONDS):
             self._last_line = time.perf_counter()
             left = (self._last_line - self._began) / (step - self.start) * (self.steps - step)
-            self._say(f"step {step:,} of {self.steps:,}   {self._shown}   {clock(left)} left")
+            self.say(f"step {step:,} of {self.steps:,}   {self._shown}   {clock(left)} left")
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._say(f"step {step:,} of {self.steps:,}   validation   {line(metrics)}")
+        self.say(f"step {step:,} of {self.steps:,}   validation   {line(metrics)}")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        if not self.shown:
+            return
         if self._bar is not None:
             self._bar.console.print(text, highlight=False)
         else:

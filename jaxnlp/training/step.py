@@ -1,6 +1,6 @@
 """The one step: train_step(state, batch) -> (state, sums), a pure function, and its counterpart for evaluation.
 
-g = grad(sum of losses) / sum of weights         summed over microbatches first, divided once
+g = grad(sum of losses) / sum of weights         summed over microbatches and devices first, divided once
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from jaxtyping import Array, Int
 
 from jaxnlp.tasks.task import Batch, Sums, Task
 from jaxnlp.training.optim import Optim, Params, stop_frozen
+from jaxnlp.training.parallel import constrain
 
 
 @flax.struct.dataclass
@@ -41,6 +42,7 @@ class Trainer:
     optimizer: optax.GradientTransformation
     seed: int = 0
     accumulate: int = 1  # microbatches to a step
+    axis: str | None = None  # of devices that have a part of the batch each, under pmap
     ema: float | None = None  # decay of the moving average
 
     def init(self, params: Params, batch: Batch) -> TrainState:
@@ -58,7 +60,9 @@ class Trainer:
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         """One update, and what was measured on the batch before it."""
         rng = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        gradient, sums = self._gradient(state.params, batch, rng)
+        if self.axis is not None:  # each part draws masks of its own
+            rng = jax.random.fold_in(rng, jax.lax.axis_index(self.axis))
+        gradient, sums = over(self.axis, self._gradient(state.params, batch, rng))
         loss, weight = sums["loss"]
         gradient = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), gradient)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
@@ -84,7 +88,10 @@ class Trainer:
             sums = measure(self.model, self.task, stop_frozen(self.optim, params), batch, rng)
             return sums["loss"][0], sums
 
-        gradient = jax.grad(loss, has_aux=True)
+        def gradient(*arguments: Any) -> tuple[Params, Sums]:
+            gradient, sums = jax.grad(loss, has_aux=True)(*arguments)
+            return constrain(gradient), sums
+
         if self.accumulate == 1:
             return gradient(params, batch, rng)
 
@@ -92,17 +99,23 @@ class Trainer:
             batch, i = micro
             return jax.tree.map(jnp.add, total, gradient(params, batch, jax.random.fold_in(rng, i))), None
 
-        micro = jax.tree.map(lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), batch)
+        # Every accumulate-th row, so that each device goes on with rows of its own.
+        micro = jax.tree.map(lambda x: x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro), rng),
         )
         return jax.lax.scan(add, zeros, (micro, jnp.arange(self.accumulate)))[0]
 
+    def eval_step(self, params: Params, batches: Batch) -> Sums:
+        """What the task measures on the one batch along the leading axis, without dropout."""
+        batch = jax.tree.map(lambda x: x[0], batches)
+        return over(self.axis, measure(self.model, self.task, params, batch, None))
 
-def eval_step(model: nn.Module, task: Task, params: Params, batch: Batch) -> Sums:
-    """What the task measures, without dropout."""
-    return measure(model, task, params, batch, None)
+
+def over(axis: str | None, sums: Any) -> Any:
+    """The sums over all devices' parts."""
+    return sums if axis is None else jax.lax.psum(sums, axis)
 
 
 def measure(model: nn.Module, task: Task, params: Params, batch: Batch, rng: Array | None) -> Sums:

@@ -1,0 +1,304 @@
+"""Where arrays lie, and where the one step runs: on one device, under pmap, or under jit over a mesh.
+
+    parallel      "jit"                  one device
+                  "pmap"                 each device has its rows of the batch and all of everything else
+                  "fsdp=64,tensor=8"     a mesh of these axes; an axis that is not named has size 1
+                  "auto"                 fsdp over all accelerators; "jit" where there is one, and on CPUs
+
+    axis          cuts                                                talks
+    data          rows                                                the gradients' sum, once a step
+    fsdp          rows; parameters and what follows them (ZeRO-3)     a layer's parameters, before each use
+    sequence      positions; parameters, as fsdp does                 a layer's keys and values
+    tensor        heads, feed-forward and vocabulary (Megatron-LM);   a layer's activations, before and after each
+                  between them, positions                             sublayer
+
+The axes stand in the order of the links, slowest first: where there are several slices of a pod, or several hosts with
+GPUs, `data` runs along them. A checkpoint of any form restores in any other.
+
+Sources: Rajbhandari et al., 2020 (ZeRO-3); Shoeybi et al., 2019, section 3, and Korthikanti et al., 2022, section 4.2.2
+(tensor); Liu et al., 2023 (sequence; here every device gathers all keys, as in Llama 3: Dubey et al., 2024, 3.3.2).
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+AXES = ("data", "fsdp", "sequence", "tensor")
+WORDS = ("jit", "pmap", "auto")
+
+# The axes of arrays by name, and the mesh axes that cut them.
+CUTS: Mapping[str, tuple[str, ...]] = {
+    "width": ("fsdp", "sequence"),  # of parameters alone: no device needs them whole but while it uses them
+    "heads": ("tensor",),
+    "feed_forward": ("tensor",),
+    "vocabulary": ("tensor",),
+    "batch": ("data", "fsdp"),
+    "length": ("sequence", "tensor"),  # positions between sublayers: what is kept for the backward pass
+    "queries": ("sequence",),  # positions within attention and the loss
+    "tokens": ("data", "fsdp", "sequence"),  # rows times positions
+}
+
+# The axes of the parameters whose path ends like this, and of the optimizer's arrays for them; None is never cut. A
+# leading axis more is that of scanned layers.
+RULES: Mapping[str, tuple[str | None, ...]] = {
+    r"embed/tokens": ("vocabulary", "width"),
+    r"embed/positions": (None, "width"),
+    r"attention/qkv/kernel": (None, "heads", None, "width"),
+    r"attention/qkv/bias": (None, "heads", None),
+    r"attention/out/kernel": ("width", "heads", None),
+    r"mlp/in/kernel": ("feed_forward", "width"),
+    r"mlp/in/bias": ("feed_forward",),
+    r"mlp/out/kernel": ("width", "feed_forward"),
+    r"heads/\w+/kernel": ("width", None),
+    r"(norm|norm_\d)/(scale|bias)|out/bias": (None,),
+}
+
+WHOLE = PartitionSpec()
+
+
+def parse(text: str) -> dict[str, int] | None:
+    """ "fsdp=4,tensor=2" -> {"fsdp": 4, "tensor": 2}; None for one of WORDS; ValueError for anything else."""
+    if text in WORDS:
+        return None
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition("=")
+        if name not in AXES or name in sizes or not size.isdecimal() or int(size) < 1:
+            raise ValueError(
+                f"parallel={text!r}: found {part.strip()!r}; allowed: {', '.join(WORDS)}, or sizes of "
+                f"{', '.join(AXES)}, each once, such as fsdp=4,tensor=2"
+            )
+        sizes[name] = int(size)
+    return sizes
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of AXES over all the devices; `data` runs along slices, or hosts with GPUs, where there are several.
+
+    ValueError if the sizes do not multiply to the number of devices, or `data` is no multiple of the slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    given, found = f"parallel={','.join(f'{name}={n}' for name, n in sizes.items())}", math.prod(sizes.values())
+    if found != len(devices):
+        others = math.prod(n for name, n in sizes.items() if name != "fsdp")
+        fsdp = f"fsdp={len(devices) // others} with the rest as it is"
+        allowed = f"sizes that multiply to {len(devices)}" + (f", as {fsdp} does" if len(devices) % others == 0 else "")
+        raise ValueError(f"{given} is for {found} devices, and there are {len(devices)}; allowed: {allowed}")
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    islands = _islands(devices)
+    if shape[0] % len(islands):
+        raise ValueError(
+            f"{given}: the devices are in {len(islands)} slices or hosts with slow links between them; "
+            f"allowed: data={len(islands)} or a multiple of it"
+        )
+    inner = (shape[0] // len(islands), *shape[1:])
+    grids = [mesh_utils.create_device_mesh(inner, island, allow_split_physical_axes=True) for island in islands]
+    return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _islands(devices: Sequence[Any]) -> list[list[Any]]:
+    """The devices by slice, GPUs by host: fast links within, slow ones between."""
+    islands: dict[int, list[Any]] = {}
+    for device in devices:
+        island = device.process_index if device.platform == "gpu" else getattr(device, "slice_index", None) or 0
+        islands.setdefault(island, []).append(device)
+    return [islands[number] for number in sorted(islands)]
+
+
+def axes(path: str, n_axes: int) -> tuple[str | None, ...]:
+    """The names of an array's axes by RULES. What no rule knows, or has fewer axes than its rule, is whole."""
+    for pattern, names in RULES.items():
+        if re.search(f"(^|/)({pattern})$", path) and n_axes >= len(names):
+            return (None,) * (n_axes - len(names)) + names
+    return (None,) * n_axes
+
+
+def spec(path: str, n_axes: int) -> PartitionSpec:
+    return PartitionSpec(*(None if name is None else CUTS[name] for name in axes(path, n_axes)))
+
+
+def constrain(tree: Any) -> Any:
+    """What follows the parameters, such as their gradients, laid as they are; on a mesh only."""
+    if not nn.get_logical_axis_rules():
+        return tree
+    return by_path(lambda path, x: jax.lax.with_sharding_constraint(x, spec(path, x.ndim)), tree)
+
+
+def by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    name = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="/")  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: function(name(keys), leaf), tree)
+
+
+# Three ways to run ----------------------------------------------------------------------------------------------------
+
+
+class Jit:
+    """One device: everything is where JAX puts it."""
+
+    axis: str | None = None  # over which a function has to sum what it measures
+    sizes: Mapping[str, int] = dict.fromkeys(AXES, 1)
+
+    def __str__(self) -> str:
+        return "jit on one device"
+
+    @property
+    def devices(self) -> list[Any]:
+        return jax.devices()[:1]
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of a batch that this process loads."""
+        return slice(0, batch_size)
+
+    def place(self, batches: Mapping[str, np.ndarray], batch_size: int) -> Mapping[str, Any]:
+        """This process's rows of stacked batches [calls, rows, …] as the compiled functions take them."""
+        return batches
+
+    def abstract(self, tree: Any) -> Any:
+        """Shapes and dtypes, with the sharding that each array shall have."""
+        return by_path(lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(path, x)), tree)
+
+    def _sharding(self, path: str, x: Any) -> Sharding:
+        return SingleDeviceSharding(self.devices[0])
+
+    def make(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(*arguments), each array of the result in its place from the start."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract(jax.eval_shape(function, *arguments)))
+        return jax.jit(function, out_shardings=shardings)(*arguments)
+
+    def update(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """(state, batches) -> (state, sums), compiled; the state that is given is used up."""
+        return jax.jit(function, donate_argnums=0)
+
+    def measure(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """(params, batches) -> sums, compiled."""
+        return jax.jit(function)
+
+
+class Pmap(Jit):
+    """All devices, each with its rows and all of the rest; the function sums over `axis`."""
+
+    axis = "data"
+
+    def __init__(self):
+        self.sizes = {**Jit.sizes, "data": jax.device_count()}
+        self._whole = NamedSharding(Mesh(np.array(self.devices), ("data",)), WHOLE)
+
+    def __str__(self) -> str:
+        return f"pmap on {len(self.devices)} devices"
+
+    @property
+    def devices(self) -> list[Any]:
+        return jax.devices()
+
+    def rows(self, batch_size: int) -> slice:
+        n, i = batch_size // jax.process_count(), jax.process_index()
+        return slice(i * n, (i + 1) * n)
+
+    def place(self, batches: Mapping[str, np.ndarray], batch_size: int) -> Mapping[str, Any]:
+        n = jax.local_device_count()
+        return {name: x.reshape(x.shape[0], n, x.shape[1] // n, *x.shape[2:]) for name, x in batches.items()}
+
+    def _sharding(self, path: str, x: Any) -> Sharding:
+        return self._whole
+
+    def update(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.pmap(function, self.axis, in_axes=(None, 1), out_axes=None, donate_argnums=0)
+
+    def measure(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.pmap(function, self.axis, in_axes=(None, 1), out_axes=None)
+
+
+class OverMesh(Jit):
+    """jit over a mesh: the compiler cuts the same function, and puts the communication in."""
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+        self.sizes = dict(mesh.shape)
+
+    def __str__(self) -> str:
+        cut = ", ".join(f"{axis}={n}" for axis, n in self.sizes.items() if n > 1)
+        return f"mesh of {self.mesh.size} devices: {cut or 'one'}"
+
+    @property
+    def devices(self) -> list[Any]:
+        return list(self.mesh.devices.flat)
+
+    def rows(self, batch_size: int) -> slice:
+        cuts = NamedSharding(self.mesh, PartitionSpec(CUTS["batch"])).addressable_devices_indices_map((batch_size,))
+        bounds = [rows.indices(batch_size) for (rows,) in cuts.values()]
+        return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+    def place(self, batches: Mapping[str, np.ndarray], batch_size: int) -> Mapping[str, Any]:
+        first = self.rows(batch_size).start
+
+        def place(x: np.ndarray) -> jax.Array:
+            part = lambda index: x[:, slice(*(i - first for i in index[1].indices(batch_size)[:2]))]  # noqa: E731
+            return jax.make_array_from_callback((len(x), batch_size, *x.shape[2:]), self.batches, part)
+
+        return jax.tree.map(place, dict(batches))
+
+    @property
+    def batches(self) -> NamedSharding:
+        """Of stacked batches [calls, rows, …]."""
+        return NamedSharding(self.mesh, PartitionSpec(None, CUTS["batch"]))
+
+    def _sharding(self, path: str, x: Any) -> Sharding:
+        return NamedSharding(self.mesh, spec(path, x.ndim))
+
+    def update(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return self.within(jax.jit(lambda state, batches: constrain(function(state, batches)), donate_argnums=0))
+
+    def measure(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return self.within(jax.jit(lambda params, batches: constrain(function(params, batches))))
+
+    def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, called where layers find the mesh and the names of its axes."""
+
+        def call(*arguments: Any) -> Any:
+            with jax.set_mesh(self.mesh), nn.logical_axis_rules(tuple(CUTS.items())):
+                return function(*arguments)
+
+        return call
+
+
+def layout(parallel: str) -> Jit:
+    """What `parallel` asks for, on the devices of all processes; ValueError where they do not give it."""
+    sizes, devices = parse(parallel), jax.devices()
+    if parallel == "auto" and (len(devices) == 1 or (devices[0].platform == "cpu" and jax.process_count() == 1)):
+        parallel = "jit"
+    if parallel == "jit" and jax.process_count() > 1:
+        raise ValueError(f"parallel='jit' in {jax.process_count()} processes; allowed: pmap, auto, or a mesh")
+    if parallel == "jit":
+        return Jit()
+    return Pmap() if parallel == "pmap" else OverMesh(make_mesh(sizes or {"fsdp": len(devices)}, devices))
+
+
+def check(sizes: Mapping[str, int], params: Any, *, batch_size: int, accumulate: int, lengths: Iterable[int]) -> None:
+    """ValueError for an axis of the model or of a batch that the mesh of these sizes cannot cut evenly.
+
+    Args:
+        params: arrays or their shapes.
+    """
+    found: dict[str, set[int]] = {"queries": set(lengths), "length": set(lengths)}
+    by_path(
+        lambda path, x: [found.setdefault(n, set()).add(s) for n, s in zip(axes(path, x.ndim), x.shape) if n], params
+    )
+    for name, values in found.items():
+        parts = math.prod(sizes[axis] for axis in CUTS[name])
+        for value in sorted(values):
+            if value % parts:
+                allowed = ", ".join(str(n) for n in range(1, value + 1) if value % n == 0)
+                cut = " * ".join(f"{axis}={sizes[axis]}" for axis in CUTS[name] if sizes[axis] > 1)
+                raise ValueError(f"parallel: {name}={value} cannot be cut by {cut}; allowed: {allowed}")
+    parts = math.prod(sizes[axis] for axis in CUTS["batch"]) * accumulate
+    if batch_size % parts:
+        cut = " * ".join(f"{axis}={sizes[axis]}" for axis in CUTS["batch"] if sizes[axis] > 1)
+        cut += f"{' * ' * bool(cut)}accumulate={accumulate}" if accumulate > 1 else ""
+        raise ValueError(f"batch_size={batch_size} cannot be cut by {cut}; allowed: {parts} or a multiple of it")
