@@ -90,7 +90,7 @@ class Projection(nn.Module):
     """y = x W' + b, where the last `n_in` axes of x and of W are summed over and `shape` are the axes of y.
 
     The kernel W has its outputs first, as decoding reads it fastest, and keeps heads and head width as axes of their
-    own, so that a rule can shard the heads.
+    own, the heads first, so that a rule can cut along them.
     """
 
     shape: tuple[int, ...]
@@ -129,8 +129,8 @@ class SelfAttention(nn.Module):
         self, x: Float[Array, "B T D"], mask: Mask, cache: Cache | None = None
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         project = functools.partial(Projection, dtype=self.dtype)
-        qkv = project((3, self.n_heads, self.d_head), kernel_init=self.kernel_init, name="qkv")(x)
-        q, k, v = (x.squeeze(0) for x in jnp.split(jnp.einsum("btchk->cbhtk", qkv), 3))  # unpacking pads each gradient
+        qkv = project((self.n_heads, 3, self.d_head), kernel_init=self.kernel_init, name="qkv")(x)
+        q, k, v = (x.squeeze(0) for x in jnp.split(jnp.einsum("bthck->cbhtk", qkv), 3))  # unpacking pads each gradient
         if cache is not None:
             k, v = (_write(cache[name], new, mask.offset) for name, new in (("keys", k), ("values", v)))
             cache = {"keys": k, "values": v}
@@ -158,6 +158,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         hidden = Projection((self.d_ff,), kernel_init=self.kernel_init, dtype=self.dtype, name="in")(x)
+        hidden = constrain(hidden, "batch", "queries", "feed_forward")
         out = Projection((x.shape[-1],), kernel_init=self.out_init, dtype=self.dtype, name="out")
         return out(ACTIVATIONS[self.activation](hidden))
 
@@ -197,10 +198,12 @@ class Block(nn.Module):
         self.sow("intermediates", "hidden_states", x)
         x = constrain(x, "batch", "length")
 
-        added, cache = attend(norm_1(x) if self.norm_first else x, mask, cache)
-        h = x + drop(added)
+        whole = lambda x: constrain(x, "batch", "queries")
+        part = lambda x: constrain(x, "batch", "length")
+        added, cache = attend(whole(norm_1(x) if self.norm_first else x), mask, cache)
+        h = x + drop(part(added))
         h = h if self.norm_first else norm_1(h)
-        y = h + drop(mlp(norm_2(h) if self.norm_first else h))
+        y = h + drop(part(mlp(whole(norm_2(h) if self.norm_first else h))))
         return (y if self.norm_first else norm_2(y)), cache
 
 

@@ -22,7 +22,7 @@ import optax
 Params = Any  # a nested dict of arrays
 
 MATRICES = {  # axes that are rows and columns of a kernel's matrix; the others number matrices: q, k and v, and layers
-    r".*/qkv/kernel": optax.contrib.MuonDimensionNumbers((-1,), (-3, -2)),  # [3, H, K, D]
+    r".*/qkv/kernel": optax.contrib.MuonDimensionNumbers((-1,), (-4, -2)),  # [H, 3, K, D]
     r".*/attention/out/kernel": optax.contrib.MuonDimensionNumbers((-2, -1), (-3,)),  # [D, H, K]
     r".*/mlp/(in|out)/kernel": optax.contrib.MuonDimensionNumbers((-1,), (-2,)),
 }

@@ -50,8 +50,8 @@ CUTS: Mapping[str, tuple[str, ...]] = {
 RULES: Mapping[str, tuple[str | None, ...]] = {
     r"embed/tokens": ("vocabulary", "width"),
     r"embed/positions": (None, "width"),
-    r"attention/qkv/kernel": (None, "heads", None, "width"),
-    r"attention/qkv/bias": (None, "heads", None),
+    r"attention/qkv/kernel": ("heads", None, None, "width"),
+    r"attention/qkv/bias": ("heads", None, None),
     r"attention/out/kernel": ("width", "heads", None),
     r"mlp/in/kernel": ("feed_forward", "width"),
     r"mlp/in/bias": ("feed_forward",),

@@ -68,6 +68,10 @@ def generated() -> dict[str, np.ndarray]:
         for i in range(2):
             params[f"{target.format(i)}/kernel"] = state[f"{source.format(i)}.weight"].T.reshape(kernel)
             params[f"{target.format(i)}/bias"] = state[f"{source.format(i)}.bias"].reshape(bias)
+    for i in range(2):
+        for name in ("kernel", "bias"):  # heads first
+            path = f"blocks/{i}/attention/qkv/{name}"
+            params[path] = params[path].swapaxes(0, 1)
 
     prompt = torch.tensor([[31, 41, 59, 26, 53, 58, 9, 7], [0, 0, 0, 27, 18, 28, 18, 28], [0, 0, 0, 0, 0, 0, 0, 11]])
     mask = torch.tensor([[1] * 8, [0] * 3 + [1] * 5, [0] * 7 + [1]])

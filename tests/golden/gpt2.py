@@ -76,7 +76,7 @@ def params_of(state: dict[str, np.ndarray]) -> dict:
         return {
             "norm_1": norm(f"h.{i}.ln_1"),
             "attention": {
-                "qkv": {"kernel": qkv["kernel"].reshape(3, H, D // H, D), "bias": qkv["bias"].reshape(3, H, D // H)},
+                "qkv": {name: x.reshape(3, H, D // H, *x.shape[1:]).swapaxes(0, 1) for name, x in qkv.items()},
                 "out": {"kernel": out["kernel"].reshape(D, H, D // H), "bias": out["bias"]},
             },
             "norm_2": norm(f"h.{i}.ln_2"),

@@ -85,8 +85,8 @@ def test_parameter_names_and_shapes():
     block = {
         "attention/out/bias": (32,),
         "attention/out/kernel": (32, 4, 8),
-        "attention/qkv/bias": (3, 4, 8),
-        "attention/qkv/kernel": (3, 4, 8, 32),
+        "attention/qkv/bias": (4, 3, 8),
+        "attention/qkv/kernel": (4, 3, 8, 32),
         "mlp/in/bias": (128,),
         "mlp/in/kernel": (128, 32),
         "mlp/out/bias": (32,),

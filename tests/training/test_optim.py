@@ -105,8 +105,8 @@ def test_muon(scan, params):
             continue
         layers = zip(u, g, p) if scan else [(u, g, p)]
         for u, g, p in layers:
-            if "qkv" in path:  # [3, H, K, D]
-                matrices = [(u[i].reshape(8, 8), g[i].reshape(8, 8), p[i].reshape(8, 8)) for i in range(3)]
+            if "qkv" in path:  # [H, 3, K, D]
+                matrices = [tuple(np.asarray(x)[:, i].reshape(8, 8) for x in (u, g, p)) for i in range(3)]
             elif "attention/out" in path:  # [D, H, K]
                 matrices = [(u.reshape(8, 8), g.reshape(8, 8), p.reshape(8, 8))]
             else:
