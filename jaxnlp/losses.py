@@ -139,7 +139,8 @@ def _total_forward(hidden, table, bias, labels, weights, terms, n_blocks):
         dx = slope[:, None] * jnp.exp(x - logz[:, None]) - w[:, None] * target
         if even:
             dx = jnp.where(_columns(x) < terms.vocab_size, dx, 0.0)
-        of_block = _product("nv,nd->vd", dx.astype(h.dtype), h), None if bias is None else dx.sum(0)
+        dtable = constrain(_product("nv,nd->vd", dx.astype(h.dtype), h), "vocabulary", "width")
+        of_block = dtable, None if bias is None else dx.sum(0)
         return jax.tree.map(jnp.add, sums, of_block), (
             losses,
             _product("nv,vd->nd", dx.astype(h.dtype), words).astype(h.dtype),

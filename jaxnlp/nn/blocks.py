@@ -101,7 +101,9 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         inputs = x.shape[-self.n_in :]
-        kernel = self.param("kernel", self._init, self.shape + inputs).astype(self.dtype)
+        kernel = self.param("kernel", self._init, self.shape + inputs)
+        if kernel.dtype != self.dtype:  # else XLA casts all layers' kernels before the loop over them, and keeps both
+            kernel = jax.lax.optimization_barrier(kernel).astype(self.dtype)
         # One product of rows: on a CPU, XLA's are slower over several axes, above all those of the gradient.
         rows = x.astype(self.dtype).reshape(-1, math.prod(inputs))
         y = multiply(rows, kernel.reshape(-1, rows.shape[1])).reshape(*x.shape[: x.ndim - self.n_in], *self.shape)
@@ -196,10 +198,10 @@ class Block(nn.Module):
         norm_1, norm_2 = (LayerNorm(self.epsilon, self.dtype, name=f"norm_{i}") for i in (1, 2))
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         self.sow("intermediates", "hidden_states", x)
-        x = constrain(x, "batch", "length")
+        x = constrain(x, "batch", "queries", "features")
 
-        whole = lambda x: constrain(x, "batch", "queries")
-        part = lambda x: constrain(x, "batch", "length")
+        whole = lambda x: constrain(x, "batch", "queries")  # gathered before a sublayer's products, scattered after  # noqa: E731
+        part = lambda x: constrain(x, "batch", "queries", "features")  # noqa: E731
         added, cache = attend(whole(norm_1(x) if self.norm_first else x), mask, cache)
         h = x + drop(part(added))
         h = h if self.norm_first else norm_1(h)

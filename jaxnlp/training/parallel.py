@@ -10,13 +10,13 @@
     fsdp          rows; parameters and what follows them (ZeRO-3)     a layer's parameters, before each use
     sequence      positions; parameters, as fsdp does                 a layer's keys and values
     tensor        heads, feed-forward and vocabulary (Megatron-LM);   a layer's activations, before and after each
-                  between them, positions                             sublayer
+                  between sublayers, features                         sublayer
 
 The axes stand in the order of the links, slowest first: where there are several slices of a pod, or several hosts with
 GPUs, `data` runs along them. A checkpoint of any form restores in any other.
 
-Sources: Rajbhandari et al., 2020 (ZeRO-3); Shoeybi et al., 2019, section 3, and Korthikanti et al., 2022, section 4.2.2
-(tensor); Liu et al., 2023 (sequence; here every device gathers all keys, as in Llama 3: Dubey et al., 2024, 3.3.2).
+Sources: Rajbhandari et al., 2020 (ZeRO-3); Shoeybi et al., 2019, section 3 (tensor); Dubey et al., 2024, section 3.3.2
+(sequence: every device gathers all keys and values).
 """
 
 import math
@@ -40,8 +40,8 @@ CUTS: Mapping[str, tuple[str, ...]] = {
     "feed_forward": ("tensor",),
     "vocabulary": ("tensor",),
     "batch": ("data", "fsdp"),
-    "length": ("sequence", "tensor"),  # positions between sublayers: what is kept for the backward pass
-    "queries": ("sequence",),  # positions within attention and the loss
+    "features": ("tensor",),  # of activations between sublayers: what is kept for the backward pass
+    "queries": ("sequence",),  # positions, but for keys and values
     "tokens": ("data", "fsdp", "sequence"),  # rows times positions
 }
 
@@ -286,10 +286,15 @@ def check(sizes: Mapping[str, int], params: Any, *, batch_size: int, accumulate:
     Args:
         params: arrays or their shapes.
     """
-    found: dict[str, set[int]] = {"queries": set(lengths), "length": set(lengths)}
-    by_path(
-        lambda path, x: [found.setdefault(n, set()).add(s) for n, s in zip(axes(path, x.ndim), x.shape) if n], params
-    )
+    found: dict[str, set[int]] = {"queries": set(lengths)}
+
+    def note(path: str, x: Any) -> None:
+        for name, size in zip(axes(path, x.ndim), x.shape):
+            if name is not None:
+                found.setdefault(name, set()).add(size)
+
+    by_path(note, params)
+    found["features"] = found.get("width", set())
     for name, values in found.items():
         parts = math.prod(sizes[axis] for axis in CUTS[name])
         for value in sorted(values):

@@ -1,4 +1,4 @@
-"""jit = pmap = mesh: losses, gradients, and parameters after SGD, with ragged padding and accumulation, on 8 devices."""
+"""jit = pmap = mesh: losses, gradients and parameters after SGD, with ragged padding and accumulation."""
 
 import jax
 import jax.numpy as jnp
