@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, generate, predict, experiments.
+"""The command line: train, plan, evaluate, generate, predict, experiments.
 
 An experiment's file has a function `experiment(**arguments) -> Experiment`. The function's arguments and the fields of
 the Experiment that it returns are options alike, typed by their annotations:
@@ -16,6 +16,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -78,6 +79,49 @@ def train(arguments: Sequence[str]) -> None:
     for record in evaluations[-1:]:
         print(f"step {record.pop('step'):,}   validation   {line(record)}")
     print(f"{folder.path}: report.html, loss.png")
+
+
+def plan(arguments: Sequence[str]) -> None:
+    """Tells whether an experiment fits a pod of TPUs, and how fast it is there, without one."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: jaxnlp plan EXPERIMENT --topology v5p:8x8x8 [--mesh fsdp=64,tensor=8] [--search] [--json] …\n")
+        print("EXPERIMENT is a file or one of these; `jaxnlp plan EXPERIMENT --help` shows the options.\n")
+        return experiments()
+    prog = f"jaxnlp plan {name}"
+    asked, others = tyro.cli(Planning, args=rest, prog=prog, return_unknown_args=True)
+    path = experiment_path(name)
+    experiment, _, _ = parse_experiment(load_experiment(path), others, name=path.stem, prog=prog)
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
+    from jaxnlp.training import plan as planning
+    from jaxnlp.training import report
+
+    if asked.search:
+        say = lambda plan: print(planning.line(plan), file=sys.stderr, flush=True)  # noqa: E731
+        plans = planning.search(experiment, asked.topology, asked.seconds, say)[: asked.best]
+    else:
+        plans = [planning.plan(experiment, asked.topology, asked.mesh)]
+    if asked.json:
+        shown = [dataclasses.asdict(plan) for plan in plans]
+        print(json.dumps(shown if asked.search else shown[0], indent=1))
+    else:
+        print("\n\n".join(map(planning.text, plans)))
+    if asked.picture is not None:
+        asked.picture.write_bytes(report.plans_png(plans))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planning:
+    """What `plan` asks beside the experiment."""
+
+    topology: str  # v4:XxYxZ, v5p:XxYxZ, v5e:XxY or v6e:XxY chips; a100:N, h100:N, h200:N, cpu:N
+    mesh: str | None = None  # instead of the experiment's --parallel
+    search: bool = False  # try meshes and remat policies
+    seconds: float = 600.0  # of a search
+    best: int = 3  # plans that a search prints
+    json: bool = False  # instead of text: an object, or of a search a list
+    picture: Path | None = None  # a PNG of memory and time to write
 
 
 def evaluate(
@@ -231,6 +275,7 @@ def _command(function: Callable[..., None]) -> Callable[[Sequence[str]], None]:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
+    "plan": plan,
     "evaluate": _command(evaluate),
     "generate": _command(generate),
     "predict": _command(predict),
@@ -239,7 +284,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def _usage() -> str:
-    functions = (train, evaluate, generate, predict, experiments)
+    functions = (train, plan, evaluate, generate, predict, experiments)
     lines = [f"  {function.__name__:12} {_first_line(inspect.getdoc(function))}" for function in functions]
     return "\n".join(["usage: jaxnlp COMMAND …  (jaxnlp COMMAND --help shows its options)\n", *lines])
 

@@ -28,6 +28,7 @@ from jaxnlp.nn.sharding import constrain, cuts
 Sums = tuple[Float[Array, ""], Float[Array, ""]]
 
 BLOCK_LOGITS = 2**26  # logits of a block on each device, 256 MB
+LANES = 128
 
 
 class _Terms(NamedTuple):
@@ -174,6 +175,9 @@ def _scan(step, carry, arrays: tuple[Array, ...], n_blocks: int):
     b, t = cuts("batch"), cuts("queries")
     n = B * T // (b * t)  # tokens of a device
     size = -(-n // n_blocks)
+    if n_blocks > 1 and size > LANES:  # whole tiles of a matrix unit
+        size = -(-size // LANES) * LANES
+    n_blocks = -(-n // size)
 
     def cut(x):
         x = constrain(x, "batch", "queries")

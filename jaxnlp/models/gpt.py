@@ -64,6 +64,18 @@ class Config:
     def ff_width(self) -> int:
         return self.d_ff or 4 * self.d_model
 
+    def flops(self, length: int) -> float:
+        """FLOPs that training spends on a token of a sequence: 6 for each weight of a product, and the attention's.
+
+        6 (L (4 D H K + 2 D F) + D V) + attention; recomputation does not count (Chowdhery et al., 2022, appendix B).
+        """
+        D, V, heads = self.d_model, self.vocab_size, self.n_heads * self.head_width
+        return 6 * (self.n_layers * (4 * D * heads + 2 * D * self.ff_width) + D * V) + self.attention_flops(length)
+
+    def attention_flops(self, length: int) -> float:
+        """12 L H K T / 2: each token sees half of the others on average."""
+        return 6 * self.n_layers * self.n_heads * self.head_width * length
+
     def build(self, heads: tuple[Classification, ...] = ()) -> "GPT":
         return GPT(self, heads)
 
@@ -73,6 +85,15 @@ VARIANTS = {
     "gpt2-medium": Config(n_layers=24, d_model=1024, n_heads=16),
     "gpt2-large": Config(n_layers=36, d_model=1280, n_heads=20),
     "gpt2-xl": Config(n_layers=48, d_model=1600, n_heads=25),
+    # Brown et al., 2020, table 2.1; its banded layers are dense here. Heads times head width is not always the width.
+    "gpt3-small": Config(n_positions=2048),
+    "gpt3-medium": Config(n_positions=2048, n_layers=24, d_model=1024, n_heads=16),
+    "gpt3-large": Config(n_positions=2048, n_layers=24, d_model=1536, n_heads=16),
+    "gpt3-xl": Config(n_positions=2048, n_layers=24, d_model=2048, n_heads=24, d_head=128),
+    "gpt3-2.7b": Config(n_positions=2048, n_layers=32, d_model=2560, n_heads=32),
+    "gpt3-6.7b": Config(n_positions=2048, n_layers=32, d_model=4096, n_heads=32),
+    "gpt3-13b": Config(n_positions=2048, n_layers=40, d_model=5140, n_heads=40, d_head=128),
+    "gpt3-175b": Config(n_positions=2048, n_layers=96, d_model=12288, n_heads=96),
     # nanoGPT's CPU settings for characters: no dropout
     "char": Config(
         vocab_size=67, n_positions=64, n_layers=4, d_model=128, n_heads=4, dropout=0.0, attention_dropout=0.0

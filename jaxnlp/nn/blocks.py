@@ -90,11 +90,12 @@ class Projection(nn.Module):
     """y = x W' + b, where the last `n_in` axes of x and of W are summed over and `shape` are the axes of y.
 
     The kernel W has its outputs first, as decoding reads it fastest, and keeps heads and head width as axes of their
-    own, the heads first, so that a rule can cut along them.
+    own, the heads first, so that a mesh can cut along them.
     """
 
     shape: tuple[int, ...]
     n_in: int = 1
+    cut: tuple[str | None, ...] = ()  # names of the kernel's axes that a mesh leaves cut while the product runs
     kernel_init: Initializer = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
 
@@ -104,6 +105,7 @@ class Projection(nn.Module):
         kernel = self.param("kernel", self._init, self.shape + inputs)
         if kernel.dtype != self.dtype:  # else XLA casts all layers' kernels before the loop over them, and keeps both
             kernel = jax.lax.optimization_barrier(kernel).astype(self.dtype)
+        kernel = constrain(kernel, *self.cut)
         # One product of rows: on a CPU, XLA's are slower over several axes, above all those of the gradient.
         rows = x.astype(self.dtype).reshape(-1, math.prod(inputs))
         y = multiply(rows, kernel.reshape(-1, rows.shape[1])).reshape(*x.shape[: x.ndim - self.n_in], *self.shape)
@@ -131,7 +133,7 @@ class SelfAttention(nn.Module):
         self, x: Float[Array, "B T D"], mask: Mask, cache: Cache | None = None
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         project = functools.partial(Projection, dtype=self.dtype)
-        qkv = project((self.n_heads, 3, self.d_head), kernel_init=self.kernel_init, name="qkv")(x)
+        qkv = project((self.n_heads, 3, self.d_head), kernel_init=self.kernel_init, cut=("heads",), name="qkv")(x)
         q, k, v = (x.squeeze(0) for x in jnp.split(jnp.einsum("bthck->cbhtk", qkv), 3))  # unpacking pads each gradient
         if cache is not None:
             k, v = (_write(cache[name], new, mask.offset) for name, new in (("keys", k), ("values", v)))
@@ -140,7 +142,7 @@ class SelfAttention(nn.Module):
             self.sow("intermediates", "attentions", attention_weights(q, k, mask))
         drop = 0.0 if self.deterministic else self.dropout
         context = attention(q, k, v, mask, dropout_rate=drop, dropout_rng=self.make_rng("dropout") if drop else None)
-        out = project((x.shape[-1],), n_in=2, kernel_init=self.out_init, name="out")
+        out = project((x.shape[-1],), n_in=2, kernel_init=self.out_init, cut=(None, "heads"), name="out")
         return out(jnp.einsum("bhtk->bthk", context)), cache
 
 
@@ -159,9 +161,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        hidden = Projection((self.d_ff,), kernel_init=self.kernel_init, dtype=self.dtype, name="in")(x)
+        project = functools.partial(Projection, dtype=self.dtype)
+        hidden = project((self.d_ff,), kernel_init=self.kernel_init, cut=("feed_forward",), name="in")(x)
         hidden = constrain(hidden, "batch", "queries", "feed_forward")
-        out = Projection((x.shape[-1],), kernel_init=self.out_init, dtype=self.dtype, name="out")
+        out = project((x.shape[-1],), kernel_init=self.out_init, cut=(None, "feed_forward"), name="out")
         return out(ACTIVATIONS[self.activation](hidden))
 
 

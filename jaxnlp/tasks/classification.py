@@ -78,6 +78,11 @@ class Classification:
             buckets=self.buckets,
         )
 
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        names = {"input_ids": (rows, self.length), "attention_mask": (rows, self.length), "labels": (rows,)}
+        shapes = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in names.items()}
+        return shapes | {"weights": jax.ShapeDtypeStruct((rows,), jnp.float32)}
+
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
         logits = apply(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])["logits"]
         loss, weight = cross_entropy(logits, batch["labels"], batch["weights"])

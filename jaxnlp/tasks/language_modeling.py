@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -56,6 +57,12 @@ class LanguageModeling:
         return batches.Mapped(
             windows, lambda b: b | {"bytes": np.float32((n_bytes[b["labels"]] * b["weights"]).sum(1))}
         )
+
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        names = ("input_ids", "labels", *(("segment_ids", "position_ids") if self.apart else ()))
+        tokens = {name: jax.ShapeDtypeStruct((rows, self.length), jnp.int32) for name in names}
+        weights = jax.ShapeDtypeStruct((rows, self.length), jnp.float32)
+        return tokens | {"weights": weights, "bytes": jax.ShapeDtypeStruct((rows,), jnp.float32)}
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
         """Label smoothing and z-loss are the training loss's alone: perplexity and bits per byte are without them."""

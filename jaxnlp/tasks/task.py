@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -44,6 +45,9 @@ class Task(Protocol):
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> Batches:
         """Batches as a function of the step; `seed=None` is one pass in order, for evaluation."""
+
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """A batch's arrays, the longest that there may be, without data."""
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
         """Everything measured on the batch. "loss" is what training lowers; outside training, the plain loss."""

@@ -1,7 +1,8 @@
 """AdamW (Loshchilov and Hutter, 2019) or Muon (Jordan et al., 2024) on a warmed-up schedule, clipped: all of it optax.
 
 lr(t) = lr (t + 1) / (W + 1)                                              t < W = warmup * steps
-lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (steps - W))) / 2)      t >= W
+lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (E - W))) / 2)          W <= t < E = end_at * steps
+lr(t) = lr end                                                            t >= E
 
 Decay is on matrices and tables only. Muon takes the momentum (0.95, Nesterov's) of a block's matrix [m, n] = U S V' by
 five steps of Newton and Schulz's iteration to nearly U V', which is orthogonal, and scales it by 0.2 sqrt(max(m, n)) to
@@ -37,8 +38,10 @@ class Optim:
     warmup: float = 0.02  # fraction of the steps
     decay: Literal["cosine", "linear", "constant"] = "cosine"  # from the peak to end * lr
     end: float = 0.1  # of the peak
+    end_at: float = 1.0  # fraction of the steps after which it stays there
     b1: float = 0.9  # AdamW's, as b2 and epsilon
     b2: float = 0.95
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment: bfloat16 saves 2 bytes a parameter
     epsilon: float = 1e-8
     weight_decay: float = 0.1  # on matrices and tables, not on biases and norms
     clip: float | None = 1.0  # largest global norm of the gradient
@@ -46,11 +49,11 @@ class Optim:
     layer_decay: float | None = None  # lr of a block = lr * layer_decay ** (blocks above it + 1) (Clark et al., 2020)
 
     def __post_init__(self):
-        for name in ("name", "decay"):
+        for name in ("name", "decay", "mu_dtype"):
             allowed = get_args(get_type_hints(Optim)[name])
             if getattr(self, name) not in allowed:
                 raise ValueError(f"optim.{name}={getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        for name, low, high in (("warmup", 0, 1), ("end", 0, 1), ("b1", 0, 1), ("b2", 0, 1)):
+        for name, low, high in (("warmup", 0, 1), ("end", 0, 1), ("end_at", 0, 1), ("b1", 0, 1), ("b2", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"optim.{name}={getattr(self, name)}; allowed: {low} to {high}")
         for name in ("lr", "epsilon", "clip", "layer_decay"):
@@ -65,7 +68,7 @@ class Optim:
 def schedule(optim: Optim, steps: int) -> optax.Schedule:
     """The learning rate at a step, 0 … steps - 1."""
     warmup = round(optim.warmup * steps)
-    rest = max(steps - warmup, 1)
+    rest = max(round(optim.end_at * steps) - warmup, 1)
     after = {
         "cosine": optax.cosine_decay_schedule(optim.lr, rest, alpha=optim.end),
         "linear": optax.linear_schedule(optim.lr, optim.lr * optim.end, rest),
@@ -84,6 +87,7 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
         eps=optim.epsilon,
         weight_decay=optim.weight_decay,
         mask=decayed,
+        mu_dtype=optim.mu_dtype,
     )
     rule = adamw
     if optim.name == "muon":
@@ -93,6 +97,7 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
             nesterov=True,
             ns_steps=5,
             weight_decay=optim.weight_decay,
+            mu_dtype=optim.mu_dtype,
             consistent_rms=0.2,
             muon_weight_dimension_numbers=functools.partial(by_path, _matrix),
         )

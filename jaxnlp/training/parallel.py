@@ -253,7 +253,10 @@ class OverMesh(Jit):
         return NamedSharding(self.mesh, spec(path, x.ndim))
 
     def update(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return self.within(jax.jit(lambda state, batches: constrain(function(state, batches)), donate_argnums=0))
+        return self.within(self.compiled(function))
+
+    def compiled(self, function: Callable[..., Any]) -> Any:
+        return jax.jit(lambda state, batches: constrain(function(state, batches)), donate_argnums=0)
 
     def measure(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return self.within(jax.jit(lambda params, batches: constrain(function(params, batches))))

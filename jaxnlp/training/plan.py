@@ -1,0 +1,345 @@
+"""Will it fit, and how fast, before a pod is rented: the very step that `train` runs, compiled ahead of time.
+
+    plan(experiment, "v5p:8x8x8", "fsdp=64,tensor=8")    libtpu compiles for the pod on this machine, without one
+    search(experiment, "v5p:8x8x8", seconds=600)         the best meshes and remat policies found in that time
+
+A step's time is estimated twice, and MFU = model FLOPs / (time * peak rate) with it:
+
+    xla       cycles of XLA's cost model, each loop as often as it runs, / clock
+              + FLOPs of the attention kernels, which XLA does not know, / peak rate
+              + the exchanges that nothing hides, one after another, at the rate of the links
+    roofline  the largest of FLOPs / peak rate and exchanges / links: everything overlaps and runs at its best
+
+Model FLOPs are the model's own formula (`flops` of its config), with what is recomputed left out, as MFU has it
+(Chowdhery et al., 2022, appendix B). An exchange of n devices moves (n - 1) / n of the array over both directions of
+each axis of the torus that n devices need, twice for an all-reduce. For GPUs and CPUs, and without libtpu, only what
+the shapes tell is given: parameters, optimizer, FLOPs at the peak rate.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import operator
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from jaxnlp.training import hlo, parallel
+from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.loop import trainer_for
+
+GB, GiB = 1e9, 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Public figures of one chip: Google Cloud's and NVIDIA's pages, dense rates."""
+
+    peak: float  # FLOP/s of bfloat16 products
+    memory: float  # bytes
+    link: float = 0.0  # bytes/s of one link to a neighbour, one way
+    clock: float = 0.0  # Hz: the peak rate / FLOPs of its matrix units in a cycle
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * GiB, 50 * GB, 1.05e9),
+    "v5e": Chip(197e12, 16 * GiB, 50 * GB, 1.5e9),
+    "v5p": Chip(459e12, 95 * GiB, 100 * GB, 1.75e9),
+    "v6e": Chip(918e12, 32 * GiB, 112 * GB, 1.75e9),
+    "a100": Chip(312e12, 80 * GB),
+    "h100": Chip(989e12, 80 * GB),
+    "h200": Chip(989e12, 141 * GB),
+    "cpu": Chip(math.nan, math.nan),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """ "v5p:8x8x8": 512 chips in a torus; "h100:8" and "cpu:8": so many devices."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.kind]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def tpu(self) -> bool:
+        return self.kind.startswith("v")
+
+    def rate(self, group: int) -> float:
+        """Bytes/s at which each chip of a group exchanges: both directions of as many axes as the group needs."""
+        reached = itertools.accumulate(sorted(self.shape, reverse=True), operator.mul)
+        return 2 * self.chip.link * next(axes for axes, chips in enumerate(reached, 1) if chips >= group)
+
+
+def topology(name: str) -> Topology:
+    """ValueError for a name that is none; lists them."""
+    kind, _, shape = name.partition(":")
+    sizes = tuple(int(n) for n in shape.split("x") if n.isdecimal())
+    tpu = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
+    good = kind in CHIPS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) and len(sizes) == tpu.get(kind, 1)
+    if not good:
+        raise ValueError(
+            f"topology={name!r}; allowed: v4:XxYxZ and v5p:XxYxZ such as v5p:8x8x8 (512 chips), v5e:XxY and v6e:XxY "
+            "such as v5e:4x4 (16 chips), a100:N, h100:N, h200:N, cpu:N"
+        )
+    return Topology(name, kind, sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known of a step on that topology; bytes and FLOPs are a chip's, None where nothing tells."""
+
+    topology: str
+    mesh: str
+    remat: str
+    parameters: int
+    memory_bytes: Mapping[str, float]  # by kind, "peak" and "chip" among them
+    fits: bool | None
+    flops: float  # of the model, a step
+    step_seconds: Mapping[str, float]  # by estimate
+    mfu: Mapping[str, float]
+    tokens_per_second: Mapping[str, float]
+    days: Mapping[str, float]  # of the experiment's steps
+    chip_hours: Mapping[str, float]
+    collectives: Mapping[str, Mapping[str, float]]  # by kind: times, bytes, seconds, and those of them that are hidden
+    compile_seconds: float | None
+    notes: tuple[str, ...]
+
+
+def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) -> Plan:
+    """Compiles the experiment's step for the topology.
+
+    Args:
+        mesh: in place of the experiment's `parallel`; "auto" is fsdp over all chips.
+
+    Raises:
+        ValueError: an unknown topology, or a mesh that does not fit the chips, the model or the batch.
+    """
+    where = topology(topology_name)
+    sizes = parallel.parse(mesh or experiment.parallel) or {"fsdp": where.size}
+    if math.prod(sizes.values()) != where.size:
+        parallel.make_mesh(sizes, [None] * where.size)  # says what would do
+    if experiment.model is None:
+        raise ValueError("the experiment takes its model from a checkpoint; allowed: one with sizes of its own")
+    trainer = trainer_for(experiment)
+    rows, length = experiment.batch_size, experiment.task.length
+    batch = experiment.task.shapes(rows)
+
+    def init(key: jax.Array) -> Any:
+        return trainer.init(trainer.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"], batch)
+
+    state = jax.eval_shape(init, jax.random.key(0))
+    full = {axis: sizes.get(axis, 1) for axis in parallel.AXES}
+    parallel.check(full, state.params, batch_size=rows, accumulate=experiment.accumulate, lengths=[length])
+    cut = parallel.OverMesh(AbstractMesh(tuple(full.values()), parallel.AXES)).abstract(state)
+    own = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
+    memory = {"parameters": own(cut.params), "optimizer": own(cut.opt_state), "average": own(cut.ema)}
+    flops = experiment.model.flops(length) * rows * length / where.size
+    notes, program, peak, seconds = [], None, None, None
+    if not where.tpu:
+        notes.append(f"{where.kind}: not compiled, no estimate of activations, temporaries and exchanges")
+    else:
+        with _libtpu(notes) as devices_of:
+            if devices_of is not None:
+                layout = parallel.OverMesh(parallel.make_mesh(sizes, devices_of(where)))
+                program, peak, seconds = _compile(layout, trainer, state, batch, notes)
+    exchanges, hidden, shown = 0.0, 0.0, {}
+    if program is not None:
+        exchanges, hidden, shown = _exchanges(program, where)
+        notes += [f"loop {name} counts once: its condition is not understood" for name in program.unknown_loops]
+    least = flops / where.chip.peak
+    times = {"roofline": max(least, exchanges)}
+    if program is not None:
+        kernels = experiment.model.attention_flops(length) * rows * length / where.size / where.chip.peak
+        times["xla"] = program.cycles / where.chip.clock + (kernels if program.kernels else 0) + exchanges - hidden
+    if peak is not None:
+        memory["activations and temporaries"] = peak - sum(memory.values())
+    total = peak if peak is not None else sum(memory.values())
+    memory |= {"peak": total, "chip": where.chip.memory}
+    tokens = rows * length
+    days = {name: t * experiment.steps / 86400 for name, t in times.items()}
+    return Plan(
+        topology=topology_name,
+        mesh=",".join(f"{axis}={n}" for axis, n in sizes.items()),
+        remat=getattr(experiment.model, "remat", "none"),
+        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+        memory_bytes=memory,
+        fits=bool(total <= where.chip.memory) if peak is not None or total > where.chip.memory else None,
+        flops=flops * where.size,
+        step_seconds=times,
+        mfu={name: least / t for name, t in times.items()},
+        tokens_per_second={name: tokens / t for name, t in times.items()},
+        days=days,
+        chip_hours={name: d * 24 * where.size for name, d in days.items()},
+        collectives=shown,
+        compile_seconds=seconds,
+        notes=tuple(notes),
+    )
+
+
+@contextlib.contextmanager
+def _libtpu(notes: list[str]) -> Iterator[Callable[[Topology], Any] | None]:
+    """A function that gives a topology's devices, from a libtpu that looks for no TPU; None where there is none."""
+    settings = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        import libtpu  # noqa: F401
+        from jax.experimental import topologies
+    except ImportError:
+        notes.append("libtpu is not installed, so nothing was compiled: pip install 'jaxnlp[tpu]'")
+        yield None
+        return
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+    def devices(where: Topology) -> Any:
+        os.environ.update(settings)
+        try:
+            return topologies.get_topology_desc(platform="tpu", topology_name=where.name).devices
+        except Exception as error:  # libtpu's own, of no class that tells
+            raise ValueError(f"topology={where.name!r}: libtpu does not know it: {error}") from error
+
+    yield devices
+
+
+def _compile(layout: parallel.OverMesh, trainer: Any, state: Any, batch: Any, notes: list[str]):
+    """(what the program does, bytes at its peak, seconds of compiling)."""
+    stacked = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=layout.batches) for name, x in batch.items()}
+    began = time.perf_counter()
+    lowered = layout.within(lambda *a: layout.compiled(trainer.train_steps).lower(*a))(layout.abstract(state), stacked)
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+        if used is None:
+            raise
+        notes.append("the compiler ran out of the chip's memory, so there is no estimate of time")
+        return None, float(used[1]) * 2 ** (10 * ("KMGT".index(used[2]) + 1)), time.perf_counter() - began
+    peak = program.memory_analysis().peak_memory_in_bytes
+    return hlo.read(program.as_text()), float(peak), time.perf_counter() - began
+
+
+def _exchanges(program: hlo.Program, where: Topology) -> tuple[float, float, dict[str, dict[str, float]]]:
+    """Seconds of all exchanges, of the hidden ones, and a table by kind."""
+    columns = ("times", "bytes", "seconds", "hidden_seconds")
+    table: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(columns, 0.0))
+    for x in program.collectives:
+        if x.kind == "collective-permute":
+            seconds = x.size * x.times / where.chip.link
+        else:
+            part = (x.group - 1) / x.group * {"all-reduce": 2.0, "all-to-all": 0.25}.get(x.kind, 1.0)
+            seconds = part * x.size * x.times / where.rate(x.group)
+        row = table[x.kind]
+        row["times"] += x.times
+        row["bytes"] += x.size * x.times
+        row["seconds"] += seconds
+        row["hidden_seconds"] += seconds if x.hidden else 0.0
+    total, hidden = (sum(row[name] for row in table.values()) for name in ("seconds", "hidden_seconds"))
+    return total, hidden, dict(table)
+
+
+def search(
+    experiment: Experiment, topology_name: str, seconds: float, say: Callable[[Plan], None] = lambda plan: None
+) -> list[Plan]:
+    """Plans of other meshes and remat policies, the fastest that fit first; the likeliest are compiled first."""
+    began, plans = time.perf_counter(), []
+    for mesh, remat in candidates(experiment, topology(topology_name)):
+        if time.perf_counter() - began > seconds:
+            break
+        changed = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat=remat))
+        try:
+            plans.append(plan(changed, topology_name, mesh))
+        except ValueError:  # cannot be cut so
+            continue
+        say(plans[-1])
+    return sorted(plans, key=lambda p: (not p.fits, max(p.step_seconds.values())))
+
+
+def candidates(experiment: Experiment, where: Topology) -> Iterator[tuple[str, str]]:
+    """Meshes and remat policies, the likeliest first.
+
+    Few parts of a layer keep products large, and few chips to gather parameters over keep exchanges short: between the
+    two, meshes go by how far they are from both. What recomputes least is first.
+    """
+    powers = [2**i for i in range(where.size.bit_length())]
+    meshes = [
+        {"data": data, "fsdp": where.size // data // tensor, "tensor": tensor}
+        for tensor, data in itertools.product(powers[:5], powers)
+        if where.size % (data * tensor) == 0
+    ]
+    spread = lambda m: abs(math.log2(m["tensor"] / 4) if where.size > 64 else math.log2(m["tensor"]))  # noqa: E731
+    meshes.sort(key=lambda m: (m["data"], spread(m)))
+    for mesh, remat in itertools.product(meshes, ("dots", "full", "none")):
+        yield ",".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "fsdp=1", remat
+
+
+def text(plan: Plan) -> str:
+    """The plan as a person reads it."""
+    memory = dict(plan.memory_bytes)
+    peak, chip = memory.pop("peak"), memory.pop("chip")
+    lines = [f"{plan.topology}   {plan.mesh}   remat {plan.remat}   {plan.parameters / 1e6:,.1f} million parameters"]
+    if plan.compile_seconds is not None:
+        lines.append(f"compiled in {plan.compile_seconds:.0f} s")
+    lines += ["", "memory of a chip, GiB"]
+    lines += [f"  {kind:28}{size / GiB:9.2f}" for kind, size in memory.items() if size]
+    lines.append(f"  {'peak':28}{peak / GiB:9.2f} of {chip / GiB:.0f}")
+    if plan.fits is False:
+        lines.append(f"  does not fit, by {(peak - chip) / GiB:.2f} GiB: {advice(plan)}")
+    if plan.collectives:
+        lines += ["", f"{'exchanges of a chip in a step':30}{'times':>8}{'GiB':>9}{'seconds':>9}{'hidden':>9}"]
+        for kind, row in plan.collectives.items():
+            gib, seconds, hidden = row["bytes"] / GiB, row["seconds"], row["hidden_seconds"]
+            lines.append(f"  {kind:28}{row['times']:8,.0f}{gib:9.2f}{seconds:9.3f}{hidden:9.3f}")
+    if plan.step_seconds:
+        lines += ["", f"{'by estimate':30}" + "".join(f"{name:>12}" for name in plan.step_seconds)]
+        rows = {
+            "seconds a step": (plan.step_seconds, "12,.3f"),
+            "MFU": (plan.mfu, "12.1%"),
+            "tokens/s": (plan.tokens_per_second, "12,.0f"),
+            "days": (plan.days, "12,.2f"),
+            "chip-hours": (plan.chip_hours, "12,.0f"),
+        }
+        lines += [f"  {name:28}" + "".join(f"{x:{form}}" for x in row.values()) for name, (row, form) in rows.items()]
+    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
+
+
+def line(plan: Plan) -> str:
+    """The plan in one line, of a search."""
+    fits = {True: "fits", False: "does not fit", None: "not compiled"}[plan.fits]
+    peak, chip = (plan.memory_bytes[name] / GiB for name in ("peak", "chip"))
+    mfu = ", ".join(f"{name} {value:.1%}" for name, value in plan.mfu.items())
+    return f"{plan.mesh:28} remat {plan.remat:5} {fits}: {peak:.1f} of {chip:.0f} GiB, MFU {mfu}"
+
+
+def advice(plan: Plan) -> str:
+    """What to change in a plan that does not fit."""
+    state = sum(plan.memory_bytes.get(kind, 0) for kind in ("parameters", "optimizer", "average"))
+    if state > plan.memory_bytes["chip"] / 2:
+        return "parameters and optimizer take most: more fsdp and less data, or more chips"
+    if plan.remat != "full":
+        return "activations take most: model.remat=full, or accumulate"
+    return "activations take most: accumulate, more tensor or sequence, or more chips"
