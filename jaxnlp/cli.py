@@ -89,11 +89,13 @@ def plan(arguments: Sequence[str]) -> None:
         print("EXPERIMENT is a file or one of these; `jaxnlp plan EXPERIMENT --help` shows the options.\n")
         return experiments()
     prog = f"jaxnlp plan {name}"
+    from jaxnlp.training import hlo
+
+    os.environ.update({"JAX_PLATFORMS": "cpu", **hlo.NO_TPU, **os.environ})  # nothing runs
     asked, others = tyro.cli(Planning, args=rest, prog=prog, return_unknown_args=True)
     path = experiment_path(name)
     experiment, _, _ = parse_experiment(load_experiment(path), others, name=path.stem, prog=prog)
 
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
     from jaxnlp.training import plan as planning
     from jaxnlp.training import report
 

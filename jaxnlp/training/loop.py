@@ -26,6 +26,7 @@ from jaxnlp.data.sources import fingerprint, open_source
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.training import parallel, pretrained, processes
 from jaxnlp.training.checkpoint import Checkpoints
+from jaxnlp.training.chips import chip_of
 from jaxnlp.training.experiment import Experiment, check_same_run, every, to_json
 from jaxnlp.training.folder import Folder, locked, open_run
 from jaxnlp.training.optim import optimizer, schedule
@@ -48,8 +49,17 @@ class NonFiniteLoss(RuntimeError):
     exit_code = 70  # EX_SOFTWARE
 
 
-def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str | None = None) -> Folder:
+def train(
+    experiment: Experiment,
+    workdir: str | os.PathLike,
+    *,
+    data_dir: str | None = None,
+    profile: tuple[int, int] | None = None,
+) -> Folder:
     """Runs the experiment to its end in `workdir`, from the start or from the newest checkpoint there.
+
+    Args:
+        profile: first and last step of which a trace is written to workdir/plugins, for TensorBoard and Perfetto.
 
     Raises:
         FolderError: another training holds the folder.
@@ -103,7 +113,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
         ):
             progress.say(describe(layout, state))
             run = _Loop(experiment, trainer, layout, checkpoints, writer, progress, terminated, validation, folder)
-            state = run.go(state, start, train_batches)
+            state = run.go(state, start, train_batches, profile or (0, 0))
         if processes.first():
             alone = jax.process_count() == 1  # a sample needs every process that holds a part of the parameters
             params = state.params if state.ema is None else state.ema
@@ -218,18 +228,25 @@ class _Loop:
     validation: Batches | None
     folder: Folder
 
-    def go(self, state: TrainState, start: int, batches: Batches) -> TrainState:
+    def go(self, state: TrainState, start: int, batches: Batches, profile: tuple[int, int]) -> TrainState:
         e = self.experiment
         steps, measure = self.layout.update(self.trainer.train_steps), self.layout.measure(self.trainer.eval_step)
         rows = self.layout.rows(e.batch_size)
         log_every, evaluate_every, save_every = (
             every(fraction, e.steps, e.steps_per_call) for fraction in (e.log_every, e.evaluate_every, e.save_every)
         )
-        step, tokens = start, 0
+        step, tokens, tracing = start, 0, False
         since = reported = time.perf_counter()
         for call, batch in enumerate(_calls(batches, start, e.steps, e.steps_per_call, rows)):
+            if not tracing and profile[0] <= step + len(batch["input_ids"]) and step < profile[1]:
+                jax.profiler.start_trace(os.fspath(self.folder.path), create_perfetto_trace=True)
+                tracing = True
             state, sums = steps(state, self.layout.place(batch, e.batch_size))
             step += len(batch["input_ids"])
+            if tracing and (step >= profile[1] or step == e.steps):
+                jax.block_until_ready(sums)
+                jax.profiler.stop_trace()
+                tracing = False
             tokens += _tokens(batch) * e.batch_size // (rows.stop - rows.start)
             due = lambda interval: step % interval == 0 or step == e.steps  # noqa: B023, E731
             if due(log_every) or due(save_every):
@@ -268,6 +285,10 @@ class _Loop:
         metrics = self.trainer.task.metrics(_means(state.sums))
         metrics["learning_rate"] = float(schedule(self.experiment.optim, self.experiment.steps)(step - 1))
         metrics |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
+        chip = chip_of(self.layout.devices[0])
+        if chip is not None and hasattr(self.trainer.model.config, "flops"):
+            flops = self.trainer.model.config.flops(self.trainer.task.length) * tokens / seconds
+            metrics["mfu"] = flops / (chip.peak * len(self.layout.devices))
         self._write(step, "train", metrics)
         return metrics
 

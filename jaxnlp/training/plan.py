@@ -16,7 +16,6 @@ each axis of the torus that n devices need, twice for an all-reduce. For GPUs an
 the shapes tell is given: parameters, optimizer, FLOPs at the peak rate.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -33,32 +32,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from jaxnlp.training import hlo, parallel
+from jaxnlp.training.chips import CHIPS, Chip, GiB
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.loop import trainer_for
-
-GB, GiB = 1e9, 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Public figures of one chip: Google Cloud's and NVIDIA's pages, dense rates."""
-
-    peak: float  # FLOP/s of bfloat16 products
-    memory: float  # bytes
-    link: float = 0.0  # bytes/s of one link to a neighbour, one way
-    clock: float = 0.0  # Hz: the peak rate / FLOPs of its matrix units in a cycle
-
-
-CHIPS = {
-    "v4": Chip(275e12, 32 * GiB, 50 * GB, 1.05e9),
-    "v5e": Chip(197e12, 16 * GiB, 50 * GB, 1.5e9),
-    "v5p": Chip(459e12, 95 * GiB, 100 * GB, 1.75e9),
-    "v6e": Chip(918e12, 32 * GiB, 112 * GB, 1.75e9),
-    "a100": Chip(312e12, 80 * GB),
-    "h100": Chip(989e12, 80 * GB),
-    "h200": Chip(989e12, 141 * GB),
-    "cpu": Chip(math.nan, math.nan),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +55,7 @@ class Topology:
 
     @property
     def tpu(self) -> bool:
-        return self.kind.startswith("v")
+        return self.chip.link > 0
 
     def rate(self, group: int) -> float:
         """Bytes/s at which each chip of a group exchanges: both directions of as many axes as the group needs."""
@@ -91,8 +67,7 @@ def topology(name: str) -> Topology:
     """ValueError for a name that is none; lists them."""
     kind, _, shape = name.partition(":")
     sizes = tuple(int(n) for n in shape.split("x") if n.isdecimal())
-    tpu = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
-    good = kind in CHIPS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) and len(sizes) == tpu.get(kind, 1)
+    good = re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) and kind in CHIPS and len(sizes) == CHIPS[kind].axes
     if not good:
         raise ValueError(
             f"topology={name!r}; allowed: v4:XxYxZ and v5p:XxYxZ such as v5p:8x8x8 (512 chips), v5e:XxY and v6e:XxY "
@@ -154,11 +129,9 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
     notes, program, peak, seconds = [], None, None, None
     if not where.tpu:
         notes.append(f"{where.kind}: not compiled, no estimate of activations, temporaries and exchanges")
-    else:
-        with _libtpu(notes) as devices_of:
-            if devices_of is not None:
-                layout = parallel.OverMesh(parallel.make_mesh(sizes, devices_of(where)))
-                program, peak, seconds = _compile(layout, trainer, state, batch, notes)
+    elif devices_of := _libtpu(notes):
+        layout = parallel.OverMesh(parallel.make_mesh(sizes, devices_of(where)))
+        program, peak, seconds = _compile(layout, trainer, state, batch, notes)
     exchanges, hidden, shown = 0.0, 0.0, {}
     if program is not None:
         exchanges, hidden, shown = _exchanges(program, where)
@@ -193,37 +166,23 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
     )
 
 
-@contextlib.contextmanager
-def _libtpu(notes: list[str]) -> Iterator[Callable[[Topology], Any] | None]:
-    """A function that gives a topology's devices, from a libtpu that looks for no TPU; None where there is none."""
-    settings = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": "v5p-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+def _libtpu(notes: list[str]) -> Callable[[Topology], Any] | None:
+    """A function that gives a topology's devices; None, and a note, where libtpu is missing."""
+    os.environ.update({**hlo.NO_TPU, **os.environ})
     try:
         import libtpu  # noqa: F401
         from jax.experimental import topologies
     except ImportError:
         notes.append("libtpu is not installed, so nothing was compiled: pip install 'jaxnlp[tpu]'")
-        yield None
-        return
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        return None
 
     def devices(where: Topology) -> Any:
-        os.environ.update(settings)
         try:
             return topologies.get_topology_desc(platform="tpu", topology_name=where.name).devices
         except Exception as error:  # libtpu's own, of no class that tells
             raise ValueError(f"topology={where.name!r}: libtpu does not know it: {error}") from error
 
-    yield devices
+    return devices
 
 
 def _compile(layout: parallel.OverMesh, trainer: Any, state: Any, batch: Any, notes: list[str]):

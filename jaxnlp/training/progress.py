@@ -9,7 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 QUIET_SECONDS = 10.0  # between two lines of a run that no terminal shows
-HIDDEN = ("learning_rate", "tokens_per_second", "seconds")  # in metrics.jsonl, but not in a line about how good it is
+HIDDEN = (
+    "learning_rate",
+    "tokens_per_second",
+    "seconds",
+    "mfu",
+)  # in metrics.jsonl, but not in a line about how good it is
 
 
 class Progress:
@@ -26,7 +31,7 @@ class Progress:
             )  # fmt: skip
             self._bar = Bar(*columns, console=console, expand=True)
             self._task = self._bar.add_task("train", total=steps, completed=start, shown="compiling")
-        self._shown = "compiling"
+        self._shown, self._logged = "compiling", start
         self._began = self._last_line = time.perf_counter()
 
     def __enter__(self) -> "Progress":
@@ -43,6 +48,11 @@ class Progress:
         self.step = step
         if metrics:
             self._shown = f"loss {metrics['loss']:.4f}   {metrics.get('tokens_per_second', 0):,.0f} tokens/s"
+            if "seconds" in metrics:
+                self._shown += f"   {metrics['seconds'] / (step - self._logged):.3g} s a step"
+            self._logged = step
+            if "mfu" in metrics:
+                self._shown += f"   MFU {metrics['mfu']:.1%}"
         elif self._shown == "compiling":
             self._shown = ""
         if self._bar is not None:

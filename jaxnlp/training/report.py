@@ -26,8 +26,8 @@ from jaxnlp.training.progress import clock
 Record = Mapping[str, Any]  # a line of metrics.jsonl
 Exhibit = Table | Samples
 
-TIMING = ("learning_rate", "tokens_per_second", "seconds")
-NAMES = {"bits_per_byte": "bits per byte", "exact_match": "exact match", "tokens_per_second": "tokens/s"}
+TIMING = ("learning_rate", "tokens_per_second", "seconds", "mfu")
+NAMES = {"mfu": "MFU", "bits_per_byte": "bits per byte", "exact_match": "exact match", "tokens_per_second": "tokens/s"}
 
 # Colours of a drawing. In the page they are looked up by name, so that one drawing serves light and dark.
 LIGHT = {"ink": "#1f2328", "muted": "#7a828c", "line": "#d9dde2", "train": "#9bb8d9", "validation": "#1f5fa8"}
@@ -138,7 +138,7 @@ def page(name: str, records: Sequence[Record], experiment: Mapping[str, Any], ex
     found = dict.fromkeys(metric for record in records for metric in record)
     # Perplexity is exp(loss): the same curve.
     quality = [metric for metric in found if metric not in ("step", "split", "loss", "perplexity", *TIMING)]
-    small = [*quality, *(metric for metric in ("learning_rate", "tokens_per_second") if metric in found)]
+    small = [*quality, *(metric for metric in ("learning_rate", "tokens_per_second", "mfu") if metric in found)]
     parts = [
         f"<header><h1>{escape(name)}</h1><p>{escape(_summary(experiment, last))}</p></header>",
         _tiles(records),
