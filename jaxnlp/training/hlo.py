@@ -79,11 +79,7 @@ def read(text: str) -> Program:
                         array = _INSTRUCTION.match(inner)[2]
                         found.append(Collective(kind[1], _group(inner), _size(array), times, hidden=True))
             elif kind := re.fullmatch(rf"({'|'.join(COLLECTIVES)})(-start)?", opcode):
-                size = _size(result) // (2 if opcode == "collective-permute-start" else 1)
-                if opcode == "all-gather-start":
-                    size = _size(result.rpartition("(")[2].partition("), ")[2] or result)
-                size *= _group(line) if kind[1] == "reduce-scatter" else 1
-                found.append(Collective(kind[1], _group(line), size, times, hidden=bool(kind[2])))
+                found.append(Collective(kind[1], _group(line), _whole(opcode, result, line), times, bool(kind[2])))
             elif opcode == "custom-call" and '"tpu_custom_call"' in line:
                 kernels.append((own, times))
 
@@ -114,6 +110,19 @@ def _trips(condition: Sequence[str], body: Sequence[str]) -> int | None:
     step = re.search(rf"%{re.escape(new)} = [su]32\[\]\S* add\(.*?%([\w.\-]+)\)", body)
     size = step and re.search(rf"%{re.escape(step[1])} = [su]32\[\]\S* constant\((\d+)\)", body)
     return -(-int(stop[0]) // (int(size[1]) if size else 1))
+
+
+def _whole(opcode: str, result: str, line: str) -> int:
+    """Bytes of the whole array of an exchange. What starts one early gives its operands beside its results."""
+    size, group = _size(result), _group(line)
+    match opcode:
+        case "reduce-scatter":
+            return size * group
+        case "all-gather-start":
+            return size * group // (group + 1)
+        case "collective-permute-start":
+            return (size - 8) // 2  # and two numbers
+    return size
 
 
 def _size(result: str) -> int:

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 WORDS = ("jit", "pmap", "auto")
@@ -218,7 +218,7 @@ class Pmap(Jit):
 class OverMesh(Jit):
     """jit over a mesh: the compiler cuts the same function, and puts the communication in."""
 
-    def __init__(self, mesh: Mesh):
+    def __init__(self, mesh: Mesh | AbstractMesh):
         self.mesh = mesh
         self.sizes = dict(mesh.shape)
 

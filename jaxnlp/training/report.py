@@ -72,9 +72,42 @@ def write_report(folder: Folder, exhibits: Sequence[Exhibit] = ()) -> None:
 def loss_png(records: Sequence[Record]) -> bytes:
     figure, axes = _figure(LIGHT, width=7.0, height=4.0)
     _curves(axes, records, "loss", LIGHT)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=150, facecolor="white", metadata={"Software": None})
         return file.getvalue()
+
+
+def plans_png(plans: Sequence[Any]) -> bytes:
+    """Memory of a chip by kind, and a step's seconds by estimate, of one plan a row (see plan.py)."""
+    figure = Figure(figsize=(9.0, 1.6 + 0.55 * len(plans)), layout="constrained")
+    memory, seconds = figure.subplots(1, 2, sharey=True)
+    names = [f"{plan.mesh}\nremat {plan.remat}" for plan in plans]
+    shades = {"parameters": "#1f5fa8", "optimizer": "#5b8fc7", "average": "#9bb8d9"}
+    shades["activations and temporaries"] = "#d9dde2"
+    left = [0.0] * len(plans)
+    for kind, shade in shades.items():
+        sizes = [plan.memory_bytes.get(kind, 0.0) / 2**30 for plan in plans]
+        if any(sizes):
+            memory.barh(names, sizes, left=left, color=shade, label=kind, height=0.6)
+            left = [a + b for a, b in zip(left, sizes)]
+    chip = plans[0].memory_bytes["chip"] / 2**30
+    if math.isfinite(chip) and max(left) > chip / 4:
+        memory.axvline(chip, color=LIGHT["ink"], linewidth=1.0, linestyle="--")
+    memory.set_title("GiB of a chip", loc="left", fontsize=10, color=LIGHT["ink"])
+    for i, (name, shade) in enumerate((("xla", "#1f5fa8"), ("roofline", "#9bb8d9"))):
+        at = [row + (i - 0.5) * 0.3 for row in range(len(plans))]
+        seconds.barh(at, [plan.step_seconds.get(name, 0.0) for plan in plans], color=shade, label=name, height=0.28)
+    seconds.set_title("seconds of a step, estimated", loc="left", fontsize=10, color=LIGHT["ink"])
+    for axes in (memory, seconds):
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(colors=LIGHT["muted"], labelsize=8, length=0)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    memory.invert_yaxis()
+    return _png(figure)
 
 
 def svg(records: Sequence[Record], metric: str, *, width: float = 10.0, height: float = 3.8) -> str:

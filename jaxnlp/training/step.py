@@ -5,7 +5,7 @@ g = grad(sum of losses) / sum of weights         summed over microbatches and de
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -45,7 +45,7 @@ class Trainer:
     axis: str | None = None  # of devices that have a part of the batch each, under pmap
     ema: float | None = None  # decay of the moving average
 
-    def init(self, params: Params, batch: Batch) -> TrainState:
+    def init(self, params: Params, batch: Mapping[str, Any]) -> TrainState:
         """The state before the first step; `batch` may be abstract and gives the names that the task measures."""
         measured = jax.eval_shape(lambda p, b: measure(self.model, self.task, p, b, jax.random.key(0)), params, batch)
         return TrainState(
