@@ -51,7 +51,8 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
     """Runs the experiment to its end in `workdir`, from the start or from the newest checkpoint there.
 
     Raises:
-        FolderError: another training holds the folder.
+        FolderError: another training holds the folder, or has taken it over.
+        StorageError: the folder is in the store, gs://…, and that cannot be reached.
         ValueError: the folder holds another experiment or was begun with other data, or the parts do not fit together.
         CheckpointError: the folder holds checkpoints and none of them can be read.
         Preempted, NonFiniteLoss: see there.
@@ -224,6 +225,7 @@ class _Loop:
             stop = self.terminated()
             if due(save_every) or stop:
                 self._check_finite(state)
+                self.writer.flush()  # a step's lines come before its checkpoint
                 self.checkpoints.save(step, state, validated)
             if stop and step < e.steps:
                 self.checkpoints.wait()

@@ -8,7 +8,7 @@ import sys
 import pytest
 from etils import epath
 
-from jaxnlp.training.files import write_atomically
+from jaxnlp.files import write_atomically
 from jaxnlp.training.folder import Folder, FolderError, locked, open_run
 
 
