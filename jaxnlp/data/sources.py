@@ -7,8 +7,8 @@ A source gives examples by number, each a dict of plain values, text as `str`:
 
 TFDS sets are read as ArrayRecord files, at random and without TensorFlow. A set is looked for in this order: our own
 `python_docs`, which is made here when absent; a folder that lies prepared in the data directory, whoever wrote it
-(`jaxnlp.data.corpora.text_files` writes one of a user's own files); the public catalogue, which TFDS downloads. The data
-directory may lie in Google Cloud Storage, gs://bucket/path; what is read there was prepared here and copied.
+(`jaxnlp.data.corpora.text_files` writes one of a user's own files); the public catalogue, which TFDS downloads. The
+data directory may lie in Google Cloud Storage, gs://bucket/path; what is read there was prepared here and copied.
 """
 
 import concurrent.futures
@@ -29,7 +29,6 @@ from etils import epath
 
 from jaxnlp.data import corpora
 from jaxnlp.files import StorageError, explained, is_remote, locate
-
 
 SHARDS_AT_ONCE = 16  # that are opened in the store to be counted: each waits for two answers
 
