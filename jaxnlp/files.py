@@ -34,7 +34,7 @@ def locate(path: epath.PathLike) -> epath.Path:
     """With ~ expanded; ValueError for another store than gs://, StorageError where its client is not installed."""
     if not is_remote(path):
         return epath.Path(path).expanduser()
-    if not os.fspath(path).startswith(STORE) or not os.fspath(path).removeprefix(STORE).strip("/"):
+    if not os.fspath(path).startswith(STORE) or os.fspath(path).removeprefix(STORE)[:1] in ("", "/"):
         raise ValueError(f"{os.fspath(path)}: allowed: a folder of this machine, or gs://bucket/path")
     if importlib.util.find_spec("gcsfs") is None:
         raise StorageError(f"{os.fspath(path)}: Google Cloud Storage needs its client: pip install 'jaxnlp[gcs]'")

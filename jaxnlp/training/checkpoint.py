@@ -162,7 +162,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            with contextlib.suppress(OSError):  # of a store that is away; without a manifest the rest is debris
+            with contextlib.suppress(Exception):  # of a store that is away; without a manifest the rest is debris
                 _delete(self.directory, step)
                 _delete_unfinished(self.directory)
             free = "" if is_remote(self.directory) else f", {shutil.disk_usage(self.directory).free:,} bytes free"
@@ -268,12 +268,18 @@ def _read_manifest(directory: epath.Path, step: int) -> Manifest:
     if not path.exists():
         raise _BrokenError(f"{path.name} is missing: its save was cut off")
     try:
-        content = json.loads(path.read_text())
+        text = path.read_bytes()
+    except OSError as error:
+        if is_remote(path):
+            raise  # the store is away: that says nothing about the step
+        raise _BrokenError(f"{path.name} is damaged: {error}") from error
+    try:
+        content = json.loads(text)
         body = content["manifest"]
         if content["sha256"] != _digest(body) or body["step"] != step:
             raise ValueError("its checksum does not match")
         return Manifest(**body)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise _BrokenError(f"{path.name} is damaged: {error}") from error
 
 

@@ -24,7 +24,7 @@ from tensorboardX import SummaryWriter
 
 from jaxnlp.files import is_remote, write_atomically
 from jaxnlp.tasks.task import Samples, Table
-from jaxnlp.training.folder import Folder, FolderError
+from jaxnlp.training.folder import Folder
 from jaxnlp.training.progress import clock
 
 Record = Mapping[str, Any]  # a line of metrics.jsonl
@@ -65,7 +65,7 @@ class MetricsWriter:
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         self._events.close()
         # What ended the training says more than a store that cannot be reached either.
-        with self._here, contextlib.suppress(*(() if kind is None else (OSError, FolderError))):
+        with self._here, contextlib.suppress(*(() if kind is None else (Exception,))):
             self.flush()
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
