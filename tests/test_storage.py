@@ -40,6 +40,9 @@ pytest.importorskip("gcsfs", reason="needs jaxnlp[gcs]")
 pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator, of jaxnlp[dev]")
 from tests.emulator import Emulator
 
+# When one array cannot be written, Orbax closes its event loop under the others, which TensorStore reports to it later.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 TEXTS = [{"text": f"{a} and {b} make {a + b}.", "label": (a + b) % 3} for a in range(6) for b in range(10)]
 TINY = Experiment(
     model=gpt.Config(n_layers=1, d_model=16, n_heads=2, vocab_size=40, n_positions=32, dropout=0.1),
