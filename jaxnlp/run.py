@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.files import explained
 from jaxnlp.tasks import generation
 from jaxnlp.training import loop
 from jaxnlp.training.checkpoint import load_params
@@ -99,15 +100,19 @@ def load(
     Raises:
         FolderError: the folder is no run.
         CheckpointError: it has no such step, or none that can be read.
+        StorageError: it is in the store, gs://…, and that cannot be reached.
     """
     loop.keep_compiled()
-    folder = open_run(path)
-    experiment = folder.read_experiment()
-    config = experiment.model if dtype is None else dataclasses.replace(experiment.model, dtype=jnp.dtype(dtype).name)
-    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    params, step = load_params(folder.checkpoints, step, ema=ema, sharding=sharding, dtype=dtype)
-    heads = () if isinstance(experiment.task, External) else experiment.task.heads
-    return Run(config.build(heads), params, Tokenizer.load(folder.tokenizer), experiment, step)
+    with explained(path):
+        folder = open_run(path)
+        experiment = folder.read_experiment()
+        config = (
+            experiment.model if dtype is None else dataclasses.replace(experiment.model, dtype=jnp.dtype(dtype).name)
+        )
+        sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        params, step = load_params(folder.checkpoints, step, ema=ema, sharding=sharding, dtype=dtype)
+        heads = () if isinstance(experiment.task, External) else experiment.task.heads
+        return Run(config.build(heads), params, Tokenizer.load(folder.tokenizer), experiment, step)
 
 
 def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str | None = None) -> Run:

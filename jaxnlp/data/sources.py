@@ -7,9 +7,11 @@ A source gives examples by number, each a dict of plain values, text as `str`:
 
 TFDS sets are read as ArrayRecord files, at random and without TensorFlow. A set is looked for in this order: our own
 `python_docs`, which is made here when absent; a folder that lies prepared in the data directory, whoever wrote it
-(`jaxnlp.data.corpora.text_files` writes one of a user's own files); the public catalogue, which TFDS downloads.
+(`jaxnlp.data.corpora.text_files` writes one of a user's own files); the public catalogue, which TFDS downloads. The
+data directory may lie in Google Cloud Storage, gs://bucket/path; what is read there was prepared here and copied.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import difflib
@@ -17,6 +19,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +28,9 @@ import numpy as np
 from etils import epath
 
 from jaxnlp.data import corpora
+from jaxnlp.files import StorageError, explained, is_remote, locate
+
+SHARDS_AT_ONCE = 16  # that are opened in the store to be counted: each waits for two answers
 
 
 @runtime_checkable
@@ -48,13 +54,21 @@ class TFDS:
 
 
 def open_source(source: Any, data_dir: str | None = None) -> Examples:
-    """Examples by number. Any object with `__len__` and `__getitem__` is returned as it is."""
+    """Examples by number. Any object with `__len__` and `__getitem__` is returned as it is.
+
+    ValueError for what cannot be found or read; StorageError for a set in the store with a file missing or cut off.
+    """
     if not isinstance(source, TFDS):
         if not isinstance(source, Examples):
             raise TypeError(f"source: found {type(source).__name__}; allowed: TFDS(...), or __len__ and __getitem__")
         if len(source) == 0:
             raise ValueError("source: found no examples; allowed: one or more")
         return source
+    with explained(source.data_dir or data_dir or ""):
+        return _open_tfds(source, data_dir)
+
+
+def _open_tfds(source: TFDS, data_dir: str | None) -> Examples:
     builder = _builder(source, data_dir)
     where = f"{source.name!r} in {builder.data_path}"
     splits = ", ".join(f"{name} ({info.num_examples})" for name, info in builder.info.splits.items())
@@ -69,7 +83,29 @@ def open_source(source: Any, data_dir: str | None = None) -> Examples:
         raise ValueError(f"split {source.split!r} of {where}: not found; there are {splits}") from error
     if empty:
         raise ValueError(f"split {source.split!r} of {where}: found no examples; there are {splits}")
+    if is_remote(builder.data_path):
+        _check_shards(builder.info.splits[source.split].file_instructions)
     return _Examples(builder.as_data_source(split=source.split))
+
+
+def _check_shards(instructions: list[Any]) -> None:
+    """ArrayRecord takes an object that is missing from the store for an empty one, so each is opened and counted."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    def wrong(instruction: Any) -> str | None:
+        path, expected = os.fspath(instruction.filename), instruction.examples_in_shard
+        found = ArrayRecordReader(path).num_records()
+        if found == expected:
+            return None
+        return (
+            f"{path}: "
+            + (f"found {found}" if epath.Path(path).exists() else "missing")
+            + f", expected {expected} records"
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
+        if problems := [problem for problem in pool.map(wrong, instructions) if problem is not None]:
+            raise StorageError("the data set is not whole; copy it again:\n  " + "\n  ".join(problems))
 
 
 def fingerprint(source: TFDS | Examples, data_dir: str | None = None) -> str:
@@ -81,13 +117,14 @@ def fingerprint(source: TFDS | Examples, data_dir: str | None = None) -> str:
     """
     digest = hashlib.sha256()
     if isinstance(source, TFDS):
-        path = _builder(source, data_dir).data_path
-        for part in (
-            source.split.encode(),
-            (path / "dataset_info.json").read_bytes(),
-            (path / "features.json").read_bytes(),
-        ):
-            digest.update(part)
+        with explained(source.data_dir or data_dir or ""):
+            path = _builder(source, data_dir).data_path
+            for part in (
+                source.split.encode(),
+                (path / "dataset_info.json").read_bytes(),
+                (path / "features.json").read_bytes(),
+            ):
+                digest.update(part)
     else:
         examples = open_source(source)
         for i in range(len(examples)):
@@ -135,12 +172,13 @@ def _builder(source: TFDS, data_dir: str | None):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
-    root = os.fspath(epath.Path(source.data_dir or data_dir or tfds.core.constants.DATA_DIR).expanduser())
+    root = os.fspath(locate(source.data_dir or data_dir or tfds.core.constants.DATA_DIR))
     if source.name in corpora.BUILDERS:
         return _made_here(source.name, root)
     # A prepared folder comes before the catalogue's code, which would look for its own version alone.
     with contextlib.suppress(tfds.core.DatasetNotFoundError), corpora.quiet():
         return read_only_builder.builder_from_files(source.name, data_dir=root)
+    _check_here(source.name, root)
     builder = _from_catalogue(source.name, root)
     print(f"preparing {builder.info.full_name} in {root}: TFDS downloads it", file=sys.stderr)
     builder.download_and_prepare()
@@ -152,6 +190,7 @@ def _made_here(name: str, root: str):
         builder = corpora.builder(name, root)
         prepared = builder.is_prepared()
     if not prepared:
+        _check_here(name, root)
         print(f"preparing {builder.info.full_name} in {root}", file=sys.stderr)
         with corpora.quiet():
             try:
@@ -161,6 +200,16 @@ def _made_here(name: str, root: str):
                 if not builder.is_prepared():  # else another process was faster
                     raise
     return builder
+
+
+def _check_here(name: str, root: str) -> None:
+    """ValueError for the store: what writes ArrayRecord files knows only this machine's."""
+    if is_remote(root):
+        folder = re.split("[/:]", name)[0]
+        raise ValueError(
+            f"set {name!r}: not in {root}, and sets are prepared on a machine's own disk. Open it once with a data_dir"
+            f" here, then copy its folder: gcloud storage cp -r DIR/{folder} {root}/"
+        )
 
 
 def _from_catalogue(name: str, root: str):

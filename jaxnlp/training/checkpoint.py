@@ -10,6 +10,9 @@
 A step counts once its manifest is there; an old one goes only after that, its manifest first. So a process killed at
 any moment leaves the checkpoints that it had, and debris that never passes for one. Orbax alone reads a flipped byte in
 silence, and deletes before a checksum could be taken; so the few lines that keep and delete are ours.
+
+In the store, gs://bucket/…, the same holds: Orbax writes 1000/ in place there, and the manifest, one put, comes last.
+For the checksums the thread reads back what was uploaded: as many bytes down as up.
 """
 
 import contextlib
@@ -31,8 +34,8 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
+from jaxnlp.files import absolute, entries, is_remote, locate, make_folder, write_atomically
 from jaxnlp.training import processes
-from jaxnlp.training.files import is_remote, write_atomically
 
 LOWER_IS_BETTER = {
     "loss": True,
@@ -67,7 +70,7 @@ class Checkpoints:
     """The checkpoints of one training, which alone may write to `directory`. Readers take `load_params`."""
 
     def __init__(self, directory: epath.PathLike, *, keep_latest: int = 2, keep_best: int = 1, monitor: str = "loss"):
-        self.directory = epath.Path(directory).absolute()
+        self.directory = absolute(locate(directory))
         self.keep_latest = keep_latest
         self.keep_best = keep_best
         self.monitor = monitor
@@ -77,13 +80,13 @@ class Checkpoints:
         processes.on_first(self._tidy)
 
     def _tidy(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
         _delete_unfinished(self.directory)  # what a killed process was writing
 
     @property
     def begun(self) -> bool:
         """Whether a save was ever finished, readable or not."""
-        return any(path.suffix == ".json" for path in self.directory.iterdir())
+        return any(path.suffix == ".json" for path in entries(self.directory))
 
     @property
     def steps(self) -> list[int]:
@@ -172,8 +175,9 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            _delete(self.directory, step)
-            _delete_unfinished(self.directory)
+            with contextlib.suppress(Exception):  # of a store that is away; without a manifest the rest is debris
+                _delete(self.directory, step)
+                _delete_unfinished(self.directory)
             free = "" if is_remote(self.directory) else f", {shutil.disk_usage(self.directory).free:,} bytes free"
             message = (
                 f"step {step} could not be saved ({self.directory}{free}); older checkpoints are unharmed: {error}"
@@ -194,7 +198,7 @@ def load_params(
     `sharding`: one for all, or a function from the tree of ShapeDtypeStructs to that of shardings; None: first device.
     `dtype`: of the floating ones; None: as saved.
     """
-    directory = epath.Path(directory).absolute()
+    directory = absolute(locate(directory))
     part = "ema" if ema else "params"
     manifest, _ = _find(directory, step, part)
     leaves = {
@@ -277,12 +281,18 @@ def _read_manifest(directory: epath.Path, step: int) -> Manifest:
     if not path.exists():
         raise _BrokenError(f"{path.name} is missing: its save was cut off")
     try:
-        content = json.loads(path.read_text())
+        text = path.read_bytes()
+    except OSError as error:
+        if is_remote(path):
+            raise  # the store is away: that says nothing about the step
+        raise _BrokenError(f"{path.name} is damaged: {error}") from error
+    try:
+        content = json.loads(text)
         body = content["manifest"]
         if content["sha256"] != _digest(body) or body["step"] != step:
             raise ValueError("its checksum does not match")
         return Manifest(**body)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise _BrokenError(f"{path.name} is damaged: {error}") from error
 
 
@@ -341,7 +351,7 @@ def _cast(found: Any, wanted: Any) -> Any:
 
 def _steps(directory: epath.Path) -> list[int]:
     """Every step of which there is something, in order."""
-    names = {path.name.removesuffix(".json") for path in directory.iterdir()}
+    names = {path.name.removesuffix(".json") for path in entries(directory)}
     return sorted(int(name) for name in names if name.isdecimal())
 
 
@@ -352,7 +362,7 @@ def _delete(directory: epath.Path, step: int) -> None:
 
 def _delete_unfinished(directory: epath.Path) -> None:
     """Folders that Orbax had not renamed yet, and manifests that `write_atomically` had not."""
-    for path in directory.iterdir():
+    for path in entries(directory):
         if re.fullmatch(r"\d+\.(orbax-checkpoint-tmp.*|json\.tmp)", path.name):
             _remove(path)
 

@@ -7,10 +7,10 @@
     metrics.jsonl      one JSON object a line: step, split, metrics, timing
     events.*           TensorBoard
     report.html        the curves and samples
-    .lock              held while a training writes here; names its process
+    .lock              held while a training writes here; names its process. In the store: a lease, see lease.py
 
-Files are replaced whole (written beside, synced, renamed), so a killed process leaves the old or the new one. Only
-metrics.jsonl grows in place; `cut_metrics` mends it on resume.
+It lies on this machine or in Google Cloud Storage, gs://bucket/runs/bert. Files are replaced whole, so a killed process
+leaves the old or the new one. Only a metrics.jsonl on this machine grows in place; `cut_metrics` mends it on resume.
 """
 
 import contextlib
@@ -24,8 +24,9 @@ from typing import Any
 
 from etils import epath
 
+from jaxnlp.files import explained, is_remote, locate, make_folder, write_atomically
 from jaxnlp.training.experiment import Experiment, from_json, to_json
-from jaxnlp.training.files import is_remote, write_atomically
+from jaxnlp.training.lease import Lease
 
 
 class FolderError(RuntimeError):
@@ -34,12 +35,14 @@ class FolderError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The paths of one run. It is trained in on this machine; to load, it may be remote: gs://bucket/runs/bert."""
+    """The paths of one run, and the lease of the training that holds it, where the store needs one."""
 
     path: epath.Path
+    lease: Lease | None = dataclasses.field(default=None, compare=False)
 
-    def __init__(self, path: epath.PathLike):
-        object.__setattr__(self, "path", epath.Path(path).expanduser())
+    def __init__(self, path: epath.PathLike, lease: Lease | None = None):
+        object.__setattr__(self, "path", locate(path))
+        object.__setattr__(self, "lease", lease)
 
     @property
     def experiment(self) -> epath.Path:
@@ -91,10 +94,23 @@ class Folder:
                 " the same ones, or another folder"
             )
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Adds a line. Those of a step come before its checkpoint is saved, so that a resumed run finds them all."""
+    def append_metrics(self, *records: Mapping[str, Any]) -> None:
+        """Adds lines. Those of a step come before its checkpoint is saved, so that a resumed run finds them all.
+
+        The store appends nothing: there the file is written anew, so several lines at once are better than one by one.
+        """
+        self.check_held()
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        if is_remote(self.path):
+            write_atomically(self.metrics, "".join(self._whole_lines()) + lines)
+            return
         with self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(lines)
+
+    def check_held(self) -> None:
+        """FolderError if the lease was lost: another training may be writing here."""
+        if self.lease is not None and (how := self.lease.check()) is not None:
+            raise FolderError(f"{self.path}: this training has lost its lease on the folder, and stops: {how}")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines; a last one that is still being written is left out."""
@@ -135,23 +151,43 @@ def open_run(path: epath.PathLike) -> Folder:
 def locked(path: epath.PathLike) -> Iterator[Folder]:
     """Makes the folder if need be and holds it for one training; a second one is refused.
 
-    The system frees the lock when the process ends, however it ends.
+    The system frees the lock when the process ends, however it ends; a lease in the store is freed, or runs out.
+    StorageError if the store is away for good, now or later.
     """
-    if is_remote(path):  # object stores have no locks
-        raise ValueError(f"workdir={os.fspath(path)}; allowed: a folder of this machine")
     folder = Folder(path)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    hold = _leased if is_remote(path) else _flocked
+    with explained(path), hold(folder, f"process {os.getpid()} on {socket.gethostname()}") as held:
+        yield held
+
+
+@contextlib.contextmanager
+def _leased(folder: Folder, holder: str) -> Iterator[Folder]:
+    lease = Lease(folder.path / ".lock", holder)
+    if (other := lease.take()) is not None:
+        raise _in_use(folder, other)
+    try:
+        yield Folder(folder.path, lease)
+    finally:
+        lease.give_up()
+
+
+@contextlib.contextmanager
+def _flocked(folder: Folder, holder: str) -> Iterator[Folder]:
+    make_folder(folder.path)
     with open(folder.path / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise FolderError(f"{folder.path} is in use by {holder}; a folder takes one training at a time") from None
+            raise _in_use(folder, file.read().strip() or "another process") from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"{holder}\n")
         file.flush()
         try:
             yield folder
         finally:
             file.truncate(0)
+
+
+def _in_use(folder: Folder, holder: str) -> FolderError:
+    return FolderError(f"{folder.path} is in use by {holder}; a folder takes one training at a time")

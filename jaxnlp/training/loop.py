@@ -62,7 +62,8 @@ def train(
         profile: first and last step of which a trace is written to workdir/plugins, for TensorBoard and Perfetto.
 
     Raises:
-        FolderError: another training holds the folder.
+        FolderError: another training holds the folder, or has taken it over.
+        StorageError: the folder is in the store, gs://…, and that cannot be reached.
         ValueError: the folder holds another experiment or was begun with other data, or the parts do not fit together.
         CheckpointError: the folder holds checkpoints and none of them can be read.
         Preempted, NonFiniteLoss: see there.
@@ -274,6 +275,8 @@ class _Loop:
             stop = self.terminated() or processes.stop_together(call)
             if due(save_every) or stop:
                 self._check_finite(state)
+                if self.writer is not None:
+                    self.writer.flush()  # a step's lines come before its checkpoint
                 self.checkpoints.save(step, state, validated)
             if stop and step < e.steps:
                 self.checkpoints.wait()
@@ -360,8 +363,7 @@ def _tokens(batch: Mapping[str, np.ndarray]) -> int:
 def _held(workdir: str | os.PathLike) -> Iterator[Folder]:
     """`locked` by process 0, for all."""
     with contextlib.ExitStack() as stack:
-        processes.on_first(lambda: stack.enter_context(locked(workdir)))
-        yield Folder(workdir)
+        yield processes.on_first(lambda: stack.enter_context(locked(workdir))) or Folder(workdir)
 
 
 @contextlib.contextmanager

@@ -4,27 +4,33 @@ write_report(folder, exhibits)    from metrics.jsonl, experiment.json and what t
 MetricsWriter(folder)             metrics.jsonl and TensorBoard events
 """
 
+import contextlib
 import io
 import json
 import math
 import re
+import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from etils import epath
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from tensorboardX import SummaryWriter
 
+from jaxnlp.files import is_remote, write_atomically
 from jaxnlp.tasks.task import Samples, Table
-from jaxnlp.training.files import write_atomically
 from jaxnlp.training.folder import Folder
 from jaxnlp.training.progress import clock
 
 Record = Mapping[str, Any]  # a line of metrics.jsonl
 Exhibit = Table | Samples
+
+FLUSH_SECONDS = 10  # at least, between two puts of metrics.jsonl; the store takes one a second of an object
 
 TIMING = ("learning_rate", "tokens_per_second", "seconds", "mfu")
 NAMES = {"mfu": "MFU", "bits_per_byte": "bits per byte", "exact_match": "exact match", "tokens_per_second": "tokens/s"}
@@ -36,26 +42,50 @@ PLACEHOLDERS = {name: f"#0000{i:02x}" for i, name in enumerate(LIGHT, start=1)}
 
 
 class MetricsWriter:
-    """A context that writes each line of metrics to metrics.jsonl and to TensorBoard's events."""
+    """A context that writes each line of metrics to metrics.jsonl and to TensorBoard's events.
+
+    On this machine at once. The store appends nothing: there both are put anew every FLUSH_SECONDS, by `flush`, and at
+    the end; events are first written to a folder here.
+    """
 
     def __init__(self, folder: Folder):
         self.folder = folder
+        self._remote = is_remote(folder.path)
+        self._here = tempfile.TemporaryDirectory() if self._remote else contextlib.nullcontext(str(folder.path))
+        self._waiting: list[Record] = []
+        self._flushed = time.monotonic()
         done = folder.read_metrics()
         # TensorBoard drops what an interrupted run had written after the step from which this one goes on.
-        self._events = SummaryWriter(
-            str(folder.path), purge_step=done[-1]["step"] + 1 if done else 0, write_to_disk=True
-        )
+        self._logdir = self._here.__enter__()
+        self._events = SummaryWriter(self._logdir, purge_step=done[-1]["step"] + 1 if done else 0, write_to_disk=True)
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         self._events.close()
+        # What ended the training says more than a store that cannot be reached either.
+        with self._here, contextlib.suppress(*(() if kind is None else (Exception,))):
+            self.flush()
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        self.folder.append_metrics({"step": step, "split": split, **metrics})
+        self._waiting.append({"step": step, "split": split, **metrics})
         for name, value in metrics.items():
             self._events.add_scalar(f"{name}/{split}", value, step)
+        if not self._remote or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Until now, all is in the folder. FolderError if another training has taken it over."""
+        self.folder.check_held()
+        if self._waiting:
+            self.folder.append_metrics(*self._waiting)
+            self._waiting.clear()
+        if self._remote:
+            self._events.flush()
+            for path in epath.Path(self._logdir).iterdir():
+                write_atomically(self.folder.path / path.name, path.read_bytes())
+        self._flushed = time.monotonic()
 
 
 def write_report(folder: Folder, exhibits: Sequence[Exhibit] = ()) -> None:

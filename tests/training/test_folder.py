@@ -1,5 +1,6 @@
 """A run's folder: one training at a time, files that are whole, metrics that continue."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import pytest
 from etils import epath
 
-from jaxnlp.training.files import write_atomically
+from jaxnlp.files import StorageError, write_atomically
 from jaxnlp.training.folder import Folder, FolderError, locked, open_run
 
 
@@ -105,3 +106,15 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     write_atomically(path, b"new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/run", "gs://", "gs:///run"])
+def test_other_stores_and_no_bucket_are_refused(path):
+    with pytest.raises(ValueError, match=rf"{path}: allowed: a folder of this machine, or gs://bucket/path"):
+        Folder(path)
+
+
+def test_the_store_without_its_client_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(StorageError, match=r"gs://bucket/run: .* needs its client: pip install 'jaxnlp\[gcs\]'"):
+        open_run("gs://bucket/run")

@@ -230,8 +230,8 @@ def test_ema_follows_the_parameters(tmp_path):
 
 
 def test_what_does_not_fit_together_is_refused(pretrained, tmp_path):
-    with pytest.raises(ValueError, match=r"workdir=gs://bucket/run; allowed: a folder of this machine"):
-        jaxnlp.train(PRETRAIN, "gs://bucket/run")
+    with pytest.raises(ValueError, match=r"s3://bucket/run: allowed: a folder of this machine, or gs://bucket/path"):
+        jaxnlp.train(PRETRAIN, "s3://bucket/run")
     with pytest.raises(ValueError, match=r"monitor='accuracy' is not measured; allowed: bits_per_byte, loss"):
         jaxnlp.train(dataclasses.replace(PRETRAIN, monitor="accuracy"), tmp_path / "monitor")
 
