@@ -193,7 +193,7 @@ def _compile(layout: parallel.OverMesh, trainer: Any, state: Any, batch: Any, no
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+        used = re.search(r"RESOURCE_EXHAUSTED.*?\b([\d.]+)([KMGT])\b", str(error), re.DOTALL)
         if used is None:
             raise
         notes.append("the compiler ran out of the chip's memory, so there is no estimate of time")
@@ -226,34 +226,41 @@ def search(
 ) -> list[Plan]:
     """Plans of other meshes and remat policies, the fastest that fit first; the likeliest are compiled first."""
     began, plans = time.perf_counter(), []
-    for mesh, remat in candidates(experiment, topology(topology_name)):
+
+    def attempt(mesh: str, remat: str) -> Plan | None:
         if time.perf_counter() - began > seconds:
-            break
+            return None
         changed = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat=remat))
         try:
             plans.append(plan(changed, topology_name, mesh))
         except ValueError:  # cannot be cut so
-            continue
+            return None
         say(plans[-1])
+        return plans[-1]
+
+    for mesh in meshes(experiment, topology(topology_name)):
+        if found := attempt(mesh, "dots"):
+            peak, chip = (found.memory_bytes[name] for name in ("peak", "chip"))
+            if found.fits is False:
+                attempt(mesh, "full")
+            elif peak < chip / 2:
+                attempt(mesh, "none")
     return sorted(plans, key=lambda p: (not p.fits, max(p.step_seconds.values())))
 
 
-def candidates(experiment: Experiment, where: Topology) -> Iterator[tuple[str, str]]:
-    """Meshes and remat policies, the likeliest first.
+def meshes(experiment: Experiment, where: Topology) -> Iterator[str]:
+    """Meshes that cut the batch evenly, the likeliest first.
 
-    Few parts of a layer keep products large, and few chips to gather parameters over keep exchanges short: between the
-    two, meshes go by how far they are from both. What recomputes least is first.
+    Few parts of a layer keep products large, and few chips to gather parameters over keep exchanges short: on many
+    chips, meshes go by how far they are from both; on few, by the parts of a layer. `data` keeps whole copies: last.
     """
     powers = [2**i for i in range(where.size.bit_length())]
-    meshes = [
-        {"data": data, "fsdp": where.size // data // tensor, "tensor": tensor}
-        for tensor, data in itertools.product(powers[:5], powers)
-        if where.size % (data * tensor) == 0
-    ]
-    spread = lambda m: abs(math.log2(m["tensor"] / 4) if where.size > 64 else math.log2(m["tensor"]))  # noqa: E731
-    meshes.sort(key=lambda m: (m["data"], spread(m)))
-    for mesh, remat in itertools.product(meshes, ("dots", "full", "none")):
-        yield ",".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "fsdp=1", remat
+    found = [(data, tensor) for tensor in powers[:5] for data in powers if where.size % (data * tensor) == 0]
+    best = 4 if where.size > 64 else 1
+    for data, tensor in sorted(found, key=lambda m: (m[0], abs(math.log2(m[1] / best)))):
+        mesh = {"data": data, "fsdp": where.size // data // tensor, "tensor": tensor}
+        if experiment.batch_size % (data * mesh["fsdp"] * experiment.accumulate) == 0:
+            yield ",".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "fsdp=1"
 
 
 def text(plan: Plan) -> str:

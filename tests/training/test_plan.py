@@ -202,11 +202,14 @@ def test_search_prefers_what_fits_and_is_fast(monkeypatch):
         remat = changed.model.remat
         made.append((mesh, remat))
         times = {"xla": {"none": 1.0, "dots": 2.0, "full": 3.0}[remat], "roofline": 0.5}
-        return dataclasses.replace(real, mesh=mesh, remat=remat, fits=remat != "none", step_seconds=times)
+        memory = {"peak": 2.0 if remat == "none" else 0.4, "chip": 1.0}
+        fits = memory["peak"] < 1
+        return dataclasses.replace(real, mesh=mesh, remat=remat, fits=fits, step_seconds=times, memory_bytes=memory)
 
     monkeypatch.setattr(plan, "plan", quick)
     found = plan.search(experiment(), "v5e:4x4", 60.0)
     assert [p.remat for p in found[:2]] == ["dots", "dots"] and not found[-1].fits
+    assert {remat for _, remat in made} == {"dots", "none"}  # more is recomputed only where it has to be
     assert len(set(made)) == len(made) > 10
 
 
