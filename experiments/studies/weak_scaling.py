@@ -2,8 +2,8 @@
 
     python experiments/studies/weak_scaling.py [--size 6.7b] [--rows 2] [--out experiments/pictures/weak_scaling.png]
 
-Plans GPT-3 (Brown et al., 2020) on v5p with fsdp over all chips but for `tensor`, so many rows a chip, remat dots; needs
-libtpu (`pip install 'jaxnlp[tpu]'`). Efficiency is the least chips' seconds a step over that of more, by XLA's estimate.
+Plans GPT-3 (Brown et al., 2020) on v5p with fsdp over all chips but for `tensor`, so many rows a chip, remat dots;
+needs libtpu (`pip install 'jaxnlp[tpu]'`). Efficiency: seconds a step on the fewest chips over those on more.
 """
 
 import argparse
@@ -57,8 +57,9 @@ def main():
     for topology in TOPOLOGIES:
         plans.append(planned(topology, args.size, args.rows, args.tensor))
         seconds, first = plans[-1]["step_seconds"], plans[0]["step_seconds"]
+        efficiency = first["xla"] / seconds["xla"]
         print(
-            f"{plans[-1]['chips']:5}{seconds['xla']:22.3f}{seconds['roofline']:11.3f}{first['xla'] / seconds['xla']:18.1%}"
+            f"{plans[-1]['chips']:5}{seconds['xla']:22.3f}{seconds['roofline']:11.3f}{efficiency:18.1%}"
             f"{plans[-1]['mfu']['xla']:11.1%}{plans[-1]['memory_bytes']['peak'] / 2**30:11.1f}",
             flush=True,
         )
