@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxnlp.losses import blocked_cross_entropy, cross_entropy
 
@@ -112,11 +113,14 @@ def test_bfloat16_is_accumulated_in_float32(dtype, tolerance):
     close(dhidden, dx @ np.asarray(table, np.float64), 2**-7)
 
 
-def test_a_batch_sharded_over_devices_gives_the_same():
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    hidden, labels, weights = (jnp.concatenate([x, x[:1]]) for x in (HIDDEN, LABELS, WEIGHTS))
+@pytest.mark.parametrize("axes", [("data",), ("data", "sequence")], ids="-".join)
+def test_a_batch_cut_over_devices_gives_the_same(axes):
+    mesh = jax.make_mesh((2,) * len(axes), axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+    rules = [("batch", "data"), ("tokens", axes), ("queries", "sequence" if len(axes) > 1 else None)]
+    cut = lambda x: jnp.concatenate([x, x[:1]])[:, : x.shape[1] // 2 * 2]  # noqa: E731
+    hidden, labels, weights = (cut(x) for x in (HIDDEN, LABELS, WEIGHTS))
     alone = run(blocked, hidden, TABLE, BIAS, labels, weights, block_tokens=8)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         rows = jax.NamedSharding(mesh, jax.P("data"))
         hidden, labels, weights = (jax.device_put(x, rows) for x in (hidden, labels, weights))
         together = run(blocked, hidden, TABLE, BIAS, labels, weights, block_tokens=8)

@@ -139,28 +139,28 @@ def _pallas(q, k, v, mask: Mask) -> Float[Array, "B H T K"]:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    B, T, S = q.shape[0], q.shape[2], k.shape[2]
+    B, H, T, S, shards = *q.shape[:3], k.shape[2], cuts("queries")
     if mask.window is not None:
         band = masks.LocalMask((T, S), (mask.window - 1, 0 if mask.causal else None), 0)
+    elif mask.causal:
+        band = masks.CausalMask((T, S))
     else:
-        band = (masks.CausalMask if mask.causal else masks.FullMask)((T, S))
+        band = masks.FullMask((T // shards, S))  # of each part
     ids = None  # of the keys -1, and of the queries 0, for what sees and is seen by nobody
     if mask.lengths is not None:
         some, real = mask.lengths[:, None] > 0, jnp.arange(S)[None] < mask.lengths[:, None]
         ids = splash.SegmentIds(jnp.broadcast_to(some, (B, T)).astype(jnp.int32), jnp.where(real, 1, -1))
     elif mask.segment_ids is not None:
         ids = splash.SegmentIds(mask.segment_ids, jnp.where(mask.segment_ids == 0, -1, mask.segment_ids))
-    shards = cuts("queries")
     t, s = (next(size for size in (512, 256, 128) if n % size == 0) for n in (T // shards, S))
     sizes = splash.BlockSizes(
         **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), t),
         **dict.fromkeys(("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"), s),
     )
-    heads = masks.MultiHeadMask([band] * q.shape[1])
+    heads = masks.MultiHeadMask([band] * (H // cuts("heads")))  # all heads see the same
+    parts = band.shape[0] * shards // T
     interpret = _platform() != "tpu"
-    kernel = splash.make_splash_mha(
-        heads, block_sizes=sizes, head_shards=cuts("heads"), q_seq_shards=shards, interpret=interpret
-    )
+    kernel = splash.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret)
 
     def run(kernel, q, k, v, ids):
         return jax.vmap(kernel)(q, k, v, ids)
@@ -168,7 +168,7 @@ def _pallas(q, k, v, mask: Mask) -> Float[Array, "B H T K"]:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.auto_axes:  # XLA cannot cut a kernel; the rules say along which axes it may be
         some, every = spec("batch", "heads", "queries"), spec("batch", "heads")
-        of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, spec("heads", "queries")))
+        of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, spec(None, "queries" if parts > 1 else None)))
         of_ids = ids and splash.SegmentIds(spec("batch", "queries"), spec("batch"))
         run = jax.shard_map(run, in_specs=(of_kernel, some, every, every, of_ids), out_specs=some, check_vma=False)
     out = run(kernel, q, k, v, ids)

@@ -121,17 +121,28 @@ def test_the_kernel_for_tpu_gives_torchs_output_and_gradients(case):
         check_torch("pallas", case)
 
 
-def test_the_kernel_for_tpu_is_sharded_by_the_rules_for_batch_and_heads():
+@pytest.mark.parametrize("case", ["causal", "segments"])
+def test_the_kernel_for_tpu_is_cut_by_the_rules_for_batch_heads_and_queries(case):
+    """256 positions in two parts, each of which sees all keys; against the plain path without a mesh."""
     from flax import linen as nn
 
-    q, k, v = (jnp.asarray(GOLDEN[name]) for name in "qkv")
-    mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    rules = nn.logical_axis_rules([("batch", "data"), ("heads", "tensor")])
-    read = jax.jit(lambda *x: attention(*x, TORCH["segments"], implementation="pallas"))
+    q, k, v = (jax.random.normal(key, (2, 4, 256, 8)) for key in jax.random.split(jax.random.key(0), 3))
+    segments = jnp.arange(256)[None] // jnp.array([[100], [60]]) + 1
+    mask = Mask(causal=True) if case == "causal" else Mask(causal=False, segment_ids=segments)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "sequence", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    rules = nn.logical_axis_rules([("batch", "data"), ("heads", "tensor"), ("queries", "sequence")])
+
+    def loss(*x, path):
+        return (attention(*x, mask, implementation=path) ** 2).sum()
+
+    expected = jax.grad(lambda *x: loss(*x, path="plain"), argnums=(0, 1, 2))(q, k, v)
+    read = jax.jit(lambda *x: attention(*x, mask, implementation="pallas"))
+    slope = jax.jit(jax.grad(lambda *x: loss(*x, path="pallas"), argnums=(0, 1, 2)))
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), jax.set_mesh(mesh), rules:
-        out = read(q, k, v)
-    assert out.sharding.spec == jax.sharding.PartitionSpec("data", "tensor")
-    close(out, GOLDEN["segments/out"])
+        out, found = read(q, k, v), slope(q, k, v)
+    assert out.sharding.spec == jax.sharding.PartitionSpec("data", "tensor", "sequence")
+    for a, b in zip(found, expected):
+        close(a, b, 1e-4)
 
 
 @pytest.mark.parametrize("case", ["full", "causal", "window", "lengths"])
