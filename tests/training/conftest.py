@@ -1,4 +1,4 @@
-"""Several processes with virtual devices of their own."""
+"""Trainings of cluster.py's experiment: here, and in several processes with virtual devices of their own."""
 
 import json
 import os
@@ -9,8 +9,14 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+import jaxnlp
+from jaxnlp import cli
+
+TIMING = ("split", "seconds", "tokens_per_second")
 PROGRAM = pathlib.Path(__file__).parent / "cluster.py"
 ROOT = PROGRAM.parents[2]
 
@@ -58,3 +64,37 @@ def cluster(token_cache):
         ]
 
     return start
+
+
+@pytest.fixture(scope="session")
+def train_here(token_cache):
+    """train_here(folder, parallel) trains on this process's 8 devices."""
+
+    def train(folder, parallel):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(token_cache))
+            assert cli.main(["train", str(PROGRAM), "--workdir", str(folder), "--parallel", parallel]) == 0
+        return folder
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def assert_same_run():
+    """assert_same_run(found, expected): the same metrics and the same parameters in the end."""
+
+    def check(found, expected, tolerance=1e-6):
+        lines = [
+            [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (found, expected)
+        ]
+        assert [(line["step"], line["split"]) for line in lines[0]] == [(x["step"], x["split"]) for x in lines[1]]
+        for a, b in zip(*lines):
+            a, b = ({name: value for name, value in line.items() if name not in TIMING} for line in (a, b))
+            assert a == pytest.approx(b, rel=tolerance)
+        for ema in (False, True):
+            params, others = (flatten_dict(jaxnlp.load(run, ema=ema).params, sep="/") for run in (found, expected))
+            for path, x in params.items():
+                # The keys' bias has gradient zero by mathematics, and Adam makes steps of its noise.
+                np.testing.assert_allclose(x, others[path], atol=1e-3 if path.endswith("qkv/bias") else 1e-5)
+
+    return check

@@ -3,7 +3,6 @@
 The processes are real ones on this machine, with virtual devices of their own: see cluster.py.
 """
 
-import json
 import pathlib
 import re
 import signal
@@ -12,57 +11,16 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
-import jaxnlp
-from jaxnlp import cli
 from jaxnlp.training import processes
 
 PROGRAM = pathlib.Path(__file__).parent / "cluster.py"
 MESH = "data=2,fsdp=2,tensor=2"
-TIMING = ("seconds", "tokens_per_second")
 
 
 def arguments(workdir, parallel, *more):
     return {"arguments": ["--workdir", str(workdir), "--parallel", parallel, *more]}
-
-
-def metrics(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
-
-
-def assert_same_run(found, expected):
-    assert [(m["step"], m["split"]) for m in metrics(found)] == [(m["step"], m["split"]) for m in metrics(expected)]
-    for a, b in zip(metrics(found), metrics(expected)):
-        assert {k: v for k, v in a.items() if k != "split"} == pytest.approx(
-            {k: v for k, v in b.items() if k != "split"}, rel=1e-6
-        )
-    for ema in (False, True):
-        a, b = (jaxnlp.load(workdir, ema=ema).params for workdir in (found, expected))
-        for path, x in flatten_dict(b, sep="/").items():
-            # The keys' bias has gradient zero by mathematics, and Adam makes steps of its noise.
-            np.testing.assert_allclose(
-                flatten_dict(a, sep="/")[path], x, atol=1e-3 if path.endswith("qkv/bias") else 1e-5
-            )
-
-
-@pytest.fixture(scope="module")
-def alone(token_cache, tmp_path_factory):
-    """The folder of a run in this process, on its 8 devices, made once for each form."""
-    made = {}
-
-    def run(parallel):
-        if parallel not in made:
-            made[parallel] = tmp_path_factory.mktemp("alone")
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("XDG_CACHE_HOME", str(token_cache))
-                assert cli.main(["train", str(PROGRAM), *arguments(made[parallel], parallel)["arguments"]]) == 0
-        return made[parallel]
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +50,7 @@ def test_sigterm_to_one_saves_the_same_step_in_all(two):
     assert [p.stem for p in (folder / "run/checkpoints").glob("*.json")] == [str(*stopped)]
 
 
-def test_two_processes_equal_one(two, alone, cluster):
+def test_two_processes_equal_one(two, train_here, cluster, assert_same_run, tmp_path):
     """One run went on after SIGTERM, the other was never disturbed."""
     folder, _ = two
     runs = [arguments(folder / "run", "pmap"), arguments(folder / "mesh", MESH)]
@@ -103,10 +61,11 @@ def test_two_processes_equal_one(two, alone, cluster):
         assert all(line["rows"] == sorted([first_row_for_shapes, rows]) for line in ends[i][1])
     assert "step 16 of 16" in ends[0][2]
     assert "step 16 of 16" not in ends[1][2]
-    assert_same_run(folder / "run", alone("pmap"))
-    assert_same_run(folder / "mesh", alone(MESH))
+    expected = train_here(tmp_path / "mesh", MESH)
+    assert_same_run(folder / "run", train_here(tmp_path / "pmap", "pmap"))
+    assert_same_run(folder / "mesh", expected)
     names = {re.sub(r"events.*", "events", p.name) for p in (folder / "mesh").iterdir()}
-    assert names == {re.sub(r"events.*", "events", p.name) for p in alone(MESH).iterdir()}
+    assert names == {re.sub(r"events.*", "events", p.name) for p in expected.iterdir()}
     assert len(list((folder / "mesh").glob("events*"))) == 1
 
 
@@ -159,11 +118,11 @@ def test_an_error_of_jax_names_the_others(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "devices"), [(2, 4), (4, 2)])
-def test_every_form_equals_one_process(n, devices, alone, cluster, tmp_path):
+def test_every_form_equals_one_process(n, devices, train_here, cluster, assert_same_run, tmp_path):
     forms = ("pmap", "fsdp=8", MESH)
     ends = cluster(devices, [[arguments(tmp_path / form, form) for form in forms]] * n, seconds=400)
     assert [code for code, _, _ in ends] == [0] * n
     for i, (_, lines, _) in enumerate(ends):
         assert all(line["rows"] == sorted([[0, 1], [i * 16 // n, (i + 1) * 16 // n]]) for line in lines)
     for form in forms:
-        assert_same_run(tmp_path / form, alone(form))
+        assert_same_run(tmp_path / form, train_here(tmp_path / f"one {form}", form))
