@@ -1,4 +1,4 @@
-"""A checkpoint of 8 devices, fsdp=4,tensor=2 with AdamW and a moving average, goes on anywhere as if nothing had been."""
+"""A checkpoint of fsdp=4,tensor=2 with AdamW and a moving average goes on anywhere as if nothing had been."""
 
 import json
 import pathlib
