@@ -65,16 +65,22 @@ def train(arguments: Sequence[str]) -> None:
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print("usage: jaxnlp train EXPERIMENT [--workdir DIR] [--data-dir DIR] [--steps N] [--optim.lr 3e-4 …]\n")
-        print("EXPERIMENT is a file or one of these; `jaxnlp train EXPERIMENT --help` shows its options.\n")
+        print("EXPERIMENT is a file or one of these; `jaxnlp train EXPERIMENT --help` shows its options. On several")
+        print("machines, each runs the same command; where they cannot find one another by themselves, with")
+        print("--coordinator HOST:PORT --processes N --process I [--connect-timeout SECONDS]\n")
         return experiments()
     path = experiment_path(name)
-    function = load_experiment(path)
-    experiment, workdir, data_dir = parse_experiment(function, rest, name=path.stem, prog=f"jaxnlp train {name}")
 
-    from jaxnlp.training import loop
+    from jaxnlp.training import loop, processes
     from jaxnlp.training.progress import line
 
+    if not {"-h", "--help"} & set(rest):
+        _, rest = tyro.cli(processes.initialize, args=rest, return_unknown_args=True)
+    function = load_experiment(path)
+    experiment, workdir, data_dir = parse_experiment(function, rest, name=path.stem, prog=f"jaxnlp train {name}")
     folder = loop.train(experiment, workdir, data_dir=data_dir)
+    if not processes.first():
+        return
     evaluations = [record for record in folder.read_metrics() if record.pop("split") == "validation"]
     for record in evaluations[-1:]:
         print(f"step {record.pop('step'):,}   validation   {line(record)}")

@@ -66,10 +66,12 @@ def train(
         StorageError: the folder is in the store, gs://…, and that cannot be reached.
         ValueError: the folder holds another experiment or was begun with other data, or the parts do not fit together.
         CheckpointError: the folder holds checkpoints and none of them can be read.
+        ProcessError: another process failed, or was started with other settings.
         Preempted, NonFiniteLoss: see there.
     """
-    experiment.validate()
     keep_compiled()
+    processes.check_same("command", f"workdir: {os.fspath(workdir)}\n{to_json(experiment)}")
+    experiment.validate()
     with _held(workdir) as folder, contextlib.closing(Checkpoints(
         folder.checkpoints,
         keep_latest=experiment.keep_latest,
@@ -77,12 +79,11 @@ def train(
         monitor=experiment.monitor,
     )) as checkpoints:  # fmt: skip
         experiment, tokenizer = settle(experiment, folder, data_dir)
-        processes.check_same("experiment", to_json(experiment))
         check_lengths(experiment)
         layout = parallel.layout(experiment.parallel)
         trainer = trainer_for(experiment, layout.axis)
         train_batches, validation = batches_for(experiment, tokenizer, data_dir)
-        example = jax.tree.map(lambda x: x[0], next(iter(_calls(train_batches, 0, 1, 1))))
+        example = jax.tree.map(lambda x: x[0], next(iter(_calls(train_batches, 0, 1, 1, slice(1)))))
         init = functools.partial(_init, trainer, example)
         key = jax.random.key(experiment.seed)
         abstract = layout.abstract(jax.eval_shape(init, key))
@@ -111,14 +112,16 @@ def train(
             MetricsWriter(folder) if processes.first() else contextlib.nullcontext() as writer,
             Progress(experiment.steps, start, shown=processes.first()) as progress,
             _terminated() as terminated,
+            processes.explained(),
         ):
             progress.say(describe(layout, state))
             run = _Loop(experiment, trainer, layout, checkpoints, writer, progress, terminated, validation, folder)
             state = run.go(state, start, train_batches, profile or (0, 0))
-        if processes.first():
-            alone = jax.process_count() == 1  # a sample needs every process that holds a part of the parameters
-            params = state.params if state.ema is None else state.ema
-            write_report(folder, trainer.task.show(trainer.model, params, tokenizer) if alone else ())
+        alone = jax.process_count() == 1  # a sample needs every process that holds a part of the parameters
+        params = state.params if state.ema is None else state.ema
+        processes.on_first(
+            lambda: write_report(folder, trainer.task.show(trainer.model, params, tokenizer) if alone else ())
+        )
         return folder
 
 

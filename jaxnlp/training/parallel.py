@@ -209,10 +209,21 @@ class Pmap(Jit):
         return self._whole
 
     def update(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.pmap(function, self.axis, in_axes=(None, 1), out_axes=None, donate_argnums=0)
+        return self._over_all(jax.pmap(function, self.axis, in_axes=(None, 1), out_axes=None, donate_argnums=0))
 
     def measure(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.pmap(function, self.axis, in_axes=(None, 1), out_axes=None)
+        return self._over_all(jax.pmap(function, self.axis, in_axes=(None, 1), out_axes=None))
+
+    def _over_all(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, its results being known to lie on the devices of all processes, not on this one's alone."""
+        if jax.process_count() == 1:
+            return function
+
+        def widen(x: jax.Array) -> jax.Array:
+            parts = [shard.data for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(x.shape, self._whole, parts)
+
+        return lambda *arguments: jax.tree.map(widen, function(*arguments))
 
 
 class OverMesh(Jit):

@@ -62,7 +62,7 @@ def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
         if path in fresh:
             merged[path] = value
         elif found is not None and found.shape == value.shape:
-            merged[path] = jax.device_put(found.astype(value.dtype), value.sharding)
+            merged[path] = _placed(np.asarray(found.astype(value.dtype)), value.sharding)
         elif found is not None and path in grow and _has_more_rows(value, found):
             merged[path] = value.at[: len(found)].set(np.asarray(found.astype(value.dtype)))
         else:
@@ -73,6 +73,11 @@ def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
         count = f"{len(problems)} path{'s' * (len(problems) > 1)}"
         raise ValueError(f"the checkpoint of {spec.run} does not fit the model at {count}:\n  " + "\n  ".join(problems))
     return unflatten_dict(merged, sep="/")
+
+
+def _placed(x: np.ndarray, sharding: Any) -> Array:
+    """x in its place, of which another process may hold a part."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def _as_in(initial: Params, loaded: Params) -> Params:

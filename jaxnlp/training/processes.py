@@ -4,11 +4,14 @@ Each runs the same program on its own devices and loads its own rows; process 0 
 manifests. What one process sees of the others goes through these few functions; in a single process they do nothing.
 """
 
+import contextlib
 import itertools
 import os
 import socket
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,48 +26,77 @@ class ProcessError(RuntimeError):
     """Another process failed, cannot be reached, or runs something else."""
 
 
-def initialize(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def initialize(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    connect_timeout: int = CONNECT_SECONDS,
+) -> None:
     """Connects the processes, before JAX touches a device; on a machine of its own, nothing happens.
+
+    Args:
+        coordinator: HOST:PORT at which process 0 listens and the others find it
+        processes: how many there are
+        process: which one this is, from 0
+        connect_timeout: seconds to wait for the others
 
     What is not given is found out on Cloud TPU, GKE, Slurm and Open MPI (jax.distributed.initialize).
 
     Raises:
         ValueError: some of the three are given and the rest is not found out.
-        ProcessError: the coordinator does not answer in time.
+        ProcessError: the coordinator does not answer in time. Where others do not come, the program ends.
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
+    missing = [name for name, value in given.items() if value is None]
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
         raise ValueError(f"coordinator={coordinator!r}; allowed: HOST:PORT, such as 10.0.0.1:8476")
     if processes is not None and process is not None and not 0 <= process < processes:
         raise ValueError(f"process={process} of {processes}; allowed: 0 … {processes - 1}")
     if jax.distributed.is_initialized():
         return
-    seconds = int(os.environ.get("JAXNLP_CONNECT_SECONDS", CONNECT_SECONDS))
-    try:
-        if coordinator is not None and process not in (None, 0):
-            _reach(coordinator, seconds)  # JAX itself would abort the program without a word of ours
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process,
-            initialization_timeout=seconds,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except ValueError as error:  # no cluster was found
-        if missing := [name for name, value in given.items() if value is None]:
-            if len(missing) == len(given):
+    if coordinator is not None and process not in (None, 0):
+        _reach(coordinator, connect_timeout)
+    everyone = f"all {processes} processes" if processes else "all processes"
+    where = f"at {coordinator}" if coordinator else "at the coordinator of this cluster"
+    with _ending_after(connect_timeout, f"not {everyone} met {where} within {connect_timeout} s"):
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                initialization_timeout=connect_timeout + 60,  # then JAX would abort the program without a word of ours
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+        except ValueError as error:  # no cluster was found
+            if missing == list(given):
                 return
             raise ValueError(f"{', '.join(missing)}: not given, and no cluster to ask: {error}") from error
-        raise
-    except (RuntimeError, TimeoutError) as error:
-        raise ProcessError(
-            f"the coordinator {coordinator or 'of this cluster'} did not answer in {seconds} s, or not all "
-            f"{processes or ''} processes came: {error}"
-        ) from error
+        except RuntimeError as error:
+            if missing == list(given) and "must be called before" in str(error):
+                return  # in a notebook that has used JAX already
+            raise ProcessError(f"cannot connect {everyone} {where}: {error}") from error
+
+
+@contextlib.contextmanager
+def _ending_after(seconds: float, message: str) -> Iterator[None]:
+    """Ends the program with the message if what is done within takes longer: JAX waits where Python hears nothing."""
+
+    def end():
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _reach(coordinator: str, seconds: float) -> None:
-    """Waits until the coordinator's port is open; TimeoutError."""
+    """Waits until the coordinator's port is open; ProcessError."""
     host, _, port = coordinator.rpartition(":")
     end = time.monotonic() + seconds
     while True:
@@ -73,7 +105,7 @@ def _reach(coordinator: str, seconds: float) -> None:
                 return
         except OSError as error:
             if time.monotonic() > end:
-                raise TimeoutError(str(error)) from error
+                raise ProcessError(f"the coordinator {coordinator} did not answer in {seconds} s: {error}") from error
             time.sleep(0.2)
 
 
@@ -82,16 +114,17 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def broadcast(text: str) -> str:
-    """Process 0's text, on all."""
+def broadcast(text: str, source: int = 0) -> str:
+    """The text of that process, on all."""
     if jax.process_count() == 1:
         return text
-    data = np.frombuffer(text.encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    padded = np.zeros(size, np.uint8)
-    if first():
-        padded[:] = data
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8)).decode()
+    here = jax.process_index() == source
+    data = np.frombuffer(text.encode(), np.uint8) if here else np.zeros(0, np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data)), here))
+    if size == 0:
+        return ""
+    data = data if here else np.zeros(size, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(data, here), np.uint8)).decode()
 
 
 def on_first(function: Callable[[], Any]) -> Any:
@@ -114,18 +147,29 @@ def check_same(what: str, text: str) -> None:
     """ProcessError, in all processes, if one of them has another text than process 0; shows the first difference."""
     if jax.process_count() == 1:
         return
-    theirs, mine = broadcast(text).splitlines(), text.splitlines()
-    differences = [(a.strip(), b.strip()) for a, b in itertools.zip_longest(theirs, mine, fillvalue="") if a != b]
-    differs = multihost_utils.process_allgather(np.int32(len(differences)))
-    if differences:
-        there, here = differences[0]
+    pairs = itertools.zip_longest(broadcast(text).splitlines(), text.splitlines(), fillvalue="nothing")
+    there, here = next(((a, b) for a, b in pairs if a != b), ("", ""))
+    differing = np.flatnonzero(multihost_utils.process_allgather(np.int32(there != here)))
+    if len(differing):
+        found = broadcast(f"{here.strip(' ,')} instead of {there.strip(' ,')}", int(differing[0]))
         raise ProcessError(
-            f"process {jax.process_index()} has another {what} than process 0: {here or 'nothing'} instead of "
-            f"{there or 'nothing'}; allowed: the same command in all processes"
+            f"process {differing[0]} has another {what} than process 0: {found}; "
+            "allowed: the same command in all processes"
         )
-    if differs.any():
-        numbers = ", ".join(str(i) for i in np.flatnonzero(differs))
-        raise ProcessError(f"process {numbers} has another {what} than process 0, and says where")
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """ProcessError for what JAX raises where a computation of several processes fails, as it does when one is gone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise ProcessError(
+            f"process {jax.process_index()}: the computation of {jax.process_count()} processes failed, probably since "
+            f"another one ended: see their output; the same command goes on from the last checkpoint: {error}"
+        ) from error
 
 
 def stop_together(step: int) -> bool:

@@ -1,15 +1,22 @@
-"""jit = pmap = mesh: losses, gradients and parameters after SGD, with ragged padding and accumulation."""
+"""jit = pmap = mesh: losses, gradients and parameters after SGD, with padding, accumulation and dropout; the rules."""
+
+import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from jaxnlp.models import gpt
+from jaxnlp.models.heads import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.training import parallel
-from jaxnlp.training.optim import Optim
+from jaxnlp.training.optim import Optim, optimizer
 from jaxnlp.training.step import Trainer
 
 CONFIG = gpt.Config(
@@ -28,7 +35,8 @@ ROWS, LENGTH, STEPS = 16, 16, 20
 
 
 def trainer(config=CONFIG, **fields) -> Trainer:
-    return Trainer(config.build(), LanguageModeling(length=LENGTH), Optim(), optax.sgd(0.3), **fields)
+    given = {"model": config.build(), "task": LanguageModeling(length=LENGTH), **fields}
+    return Trainer(optim=Optim(), optimizer=optax.sgd(0.3), **given)
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +96,139 @@ def test_agrees_with_plain_jit(form, fields, batches, expected):
     assert_close(state.params, expected[0].params)
     np.testing.assert_allclose(measured["loss"], expected[3]["loss"], rtol=1e-5)
     np.testing.assert_allclose(jax.device_get(state.sums)["loss"], expected[0].sums["loss"], rtol=1e-5)
+
+
+# Dropout --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["fsdp=8", "data=1,fsdp=2,sequence=2,tensor=2"])
+def test_a_mesh_draws_the_masks_of_plain_jit(form, batches):
+    few = jax.tree.map(lambda x: x[:3], batches)
+    config = dataclasses.replace(CONFIG, dropout=0.3, attention_dropout=0.3)
+    dropped = run("jit", few, model=config.build(), accumulate=2)
+    np.testing.assert_allclose(run(form, few, model=config.build(), accumulate=2)[1], dropped[1], rtol=1e-5)
+    assert abs(dropped[1][1] / run("jit", few)[1][1] - 1) > 1e-4  # something was dropped
+
+
+class Drop(nn.Module):
+    """Nothing but dropout of a row of ones for each row of the batch."""
+
+    @nn.compact
+    def __call__(self, input_ids, deterministic=True):
+        ones = jnp.ones((len(input_ids), 64)) * self.param("scale", nn.initializers.ones, (1, 64))
+        return nn.Dropout(0.5, deterministic=deterministic)(ones)
+
+
+def test_under_pmap_and_accumulation_no_two_rows_share_a_mask(batches):
+    """Of all rows, in every device's part, every microbatch and three steps."""
+    seen = []
+
+    class Watch(LanguageModeling):
+        def sums(self, apply, batch, *, training):
+            dropped = apply(batch["input_ids"])
+            jax.debug.callback(lambda x: seen.extend(np.asarray(x) != 0), jax.lax.stop_gradient(dropped))
+            return {"loss": (dropped.sum(), jnp.float32(len(dropped)))}
+
+    run_three = jax.tree.map(lambda x: x[:3], batches)
+    layout = parallel.layout("pmap")
+    t = trainer(model=Drop(), task=Watch(), accumulate=2, axis=layout.axis)
+    state = layout.make(lambda: t.init({"scale": jnp.ones((1, 64))}, jax.tree.map(lambda x: x[0], batches)))
+    jax.block_until_ready(layout.update(t.train_steps)(state, layout.place(run_three, ROWS)))
+    jax.effects_barrier()
+    assert len(seen) == 3 * ROWS
+    assert len({row.tobytes() for row in seen}) == 3 * ROWS
+    assert 0.4 < np.mean(seen) < 0.6
+
+
+# Rules ----------------------------------------------------------------------------------------------------------------
+
+
+def parameters(scan: bool):
+    """Shapes of every parameter that a GPT may have, by path."""
+    model = dataclasses.replace(gpt.VARIANTS["gpt2"], scan=scan).build((Classification(3),))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return flatten_dict(shapes, sep="/")
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_every_matrix_matches_a_rule(scan):
+    for path, x in parameters(scan).items():
+        rules = [names for pattern, names in parallel.RULES.items() if re.search(f"(^|/)({pattern})$", path)]
+        assert len(rules) == 1, f"{path}: {rules}"
+        layers = scan and path.startswith("blocks/")
+        assert len(rules[0]) == x.ndim - layers, path
+        assert parallel.axes(path, x.ndim) == (None,) * layers + rules[0]
+
+
+def test_every_rule_matches_something():
+    paths = list(parameters(scan=True))
+    for pattern in parallel.RULES:
+        assert any(re.search(f"(^|/)({pattern})$", path) for path in paths), pattern
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_what_is_large_is_cut_and_what_follows_the_parameters_lies_with_them(scan):
+    layout = parallel.OverMesh(parallel.make_mesh({"fsdp": 4, "tensor": 2}))
+    config = dataclasses.replace(gpt.VARIANTS["gpt2"], scan=scan)
+    t = dataclasses.replace(trainer(config), optimizer=optimizer(Optim(), 10), ema=0.9)
+    ids = jnp.zeros((8, 8), jnp.int32)
+    batch = {"input_ids": ids, "labels": ids, "weights": jnp.zeros((8, 8))}
+
+    def init(key):
+        return t.init(t.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"], batch)
+
+    state = layout.abstract(jax.eval_shape(init, jax.random.key(0)))
+    leaves = {}
+    parallel.by_path(lambda path, x: leaves.update({path: x}), state)
+    for path, x in leaves.items():
+        if x.size > 2**16:
+            assert math.prod(x.sharding.shard_shape(x.shape)) <= x.size / 4, path
+    for path, x in leaves.items():
+        if not path.startswith("params/"):
+            continue
+        name = path.removeprefix("params/")
+        followers = [follower for follower in leaves if follower.endswith(f"/{name}") and follower != path]
+        assert len(followers) == 3, followers  # ema, and AdamW's two moments
+        assert {leaves[follower].sharding for follower in followers} == {x.sharding}
+
+
+# What cannot be -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["fsdp", "fsdp=0", "fsdp=4,fsdp=2", "model=2", "fsdp=two", ""])
+def test_an_axis_or_size_that_is_none_is_refused(text):
+    with pytest.raises(
+        ValueError, match=r"found '.*'; allowed: jit, pmap, auto, or sizes of data, fsdp, sequence, tens"
+    ):
+        parallel.parse(text)
+
+
+@pytest.mark.parametrize(("sizes", "message"), [
+    ({"fsdp": 2, "tensor": 2}, r"parallel=fsdp=2,tensor=2 is for 4 devices, and there are 8; allowed: .* as fsdp=4 w"),
+    ({"tensor": 3}, r"parallel=tensor=3 is for 3 devices, and there are 8; allowed: sizes that multiply to 8$"),
+])  # fmt: skip
+def test_a_mesh_of_other_than_all_devices_is_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        parallel.make_mesh(sizes)
+
+
+@pytest.mark.parametrize(("sizes", "changed", "message"), [
+    ({"tensor": 8}, {}, r"heads=4 cannot be cut by tensor=8; allowed: 1, 2, 4$"),
+    ({"tensor": 3}, {}, r"cannot be cut by tensor=3; allowed: "),
+    ({"fsdp": 4, "sequence": 16}, {}, r"width=32 cannot be cut by fsdp=4 \* sequence=16; allowed: 1, 2, 4, 8, 16, 32"),
+    ({"sequence": 4}, {"lengths": [16, 6]}, r"queries=6 cannot be cut by sequence=4; allowed: 1, 2, 3, 6"),
+    ({"data": 2, "fsdp": 4}, {"batch_size": 12}, r"batch_size=12 cannot be cut by data=2 \* fsdp=4; allowed: 8 or"),
+    ({"data": 8}, {"batch_size": 4}, r"batch_size=4 cannot be cut by data=8; allowed: 8 or a multiple of it"),
+    ({"fsdp": 8}, {"accumulate": 4}, r"batch_size=16 cannot be cut by fsdp=8 \* accumulate=4; allowed: 32 or"),
+])  # fmt: skip
+def test_what_a_mesh_cannot_cut_is_refused(sizes, changed, message):
+    params = jax.eval_shape(CONFIG.build().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    wanted = {"batch_size": ROWS, "accumulate": 1, "lengths": [LENGTH]} | changed
+    with pytest.raises(ValueError, match=message):
+        parallel.check({**parallel.Jit.sizes, **sizes}, params, **wanted)
+
+
+def test_plain_jit_in_several_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"parallel='jit' in 2 processes; allowed: pmap, auto, or a mesh"):
+        parallel.layout("jit")

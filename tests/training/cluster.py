@@ -1,0 +1,75 @@
+"""A tiny experiment, and a program that trains it several times over, as one of several processes.
+
+    python cluster.py '[{"arguments": ["--workdir", "runs/a", "--process", "0", …], "signal": "SIGTERM", "step": 2}, …]'
+
+Prints a line of JSON for each training: its exit code, and the rows that it asked of batches. With `signal`, the
+process sends it to itself after that step, or raises an error where it is "error".
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+
+from jaxnlp import cli
+from jaxnlp.data.batches import Windows
+from jaxnlp.data.tokenizers import Characters
+from jaxnlp.models import gpt
+from jaxnlp.tasks.language_modeling import LanguageModeling
+from jaxnlp.training import loop, processes
+from jaxnlp.training.experiment import Data, Experiment
+from jaxnlp.training.optim import Optim
+
+TEXTS = [{"text": f"{a} and {b} make {a + b}."} for a in range(12) for b in range(12)]
+HEARTBEAT_SECONDS = 5
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        model=gpt.Config(n_layers=1, d_model=16, n_heads=2, vocab_size=40, n_positions=16, dropout=0.1),
+        task=LanguageModeling(length=16),
+        data=Data(train=TEXTS[:120], validation=TEXTS[120:]),  # 16 rows of validation and a few
+        tokenizer=Characters(),
+        optim=Optim(lr=1e-2),
+        steps=16,
+        batch_size=16,
+        accumulate=2,
+        ema=0.9,
+        log_every=0.25,
+        evaluate_every=0.5,
+        save_every=0.5,
+    )
+
+
+def train(run: dict) -> int:
+    """The exit code; prints the line."""
+    rows = set()
+    ask, update = Windows.__call__, loop.Progress.update
+
+    def asked(self, step, part=slice(None)):
+        rows.add(part.indices(self.batch_size)[:2])
+        return ask(self, step, part)
+
+    def disturbed(self, step, metrics):
+        update(self, step, metrics)
+        if step == run.get("step") and run["signal"] == "error":
+            raise OSError("the disk is gone")
+        if step == run.get("step"):
+            os.kill(os.getpid(), getattr(signal, run["signal"]))
+        if step >= run.get("step", step + 1):
+            time.sleep(0.1)  # until all have heard of it
+
+    Windows.__call__, loop.Progress.update = asked, disturbed
+    try:
+        code = cli.main(["train", __file__, *run["arguments"]])
+    finally:
+        Windows.__call__, loop.Progress.update = ask, update
+    print(json.dumps({"code": code, "rows": sorted(rows)}), flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    processes.HEARTBEAT_SECONDS = HEARTBEAT_SECONDS
+    codes = [train(run) for run in json.loads(sys.argv[1])]
+    sys.exit(codes[-1])

@@ -1,0 +1,128 @@
+"""Several processes that train one model: they give what one process gives, stop together, and never wait for ever.
+
+The processes are real ones on this machine, with virtual devices of their own: see cluster.py.
+"""
+
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jaxnlp.training import processes
+
+PROGRAM = pathlib.Path(__file__).parent / "cluster.py"
+MESH = "data=2,fsdp=2,tensor=2"
+
+
+def arguments(workdir, parallel, *more):
+    return {"arguments": ["--workdir", str(workdir), "--parallel", parallel, *more]}
+
+
+@pytest.fixture(scope="module")
+def two(cluster, tmp_path_factory):
+    """Two processes with 4 devices each: other settings are refused, then the second one gets SIGTERM."""
+    folder = tmp_path_factory.mktemp("two")
+    runs = [arguments(folder / "other", "pmap", "--optim.lr", lr) for lr in ("1e-2", "2e-2")]
+    disturbed = arguments(folder / "run", "pmap")
+    return folder, cluster(4, [[runs[0], disturbed], [runs[1], disturbed | {"signal": "SIGTERM", "step": 2}]])
+
+
+def test_other_settings_are_refused(two):
+    folder, ends = two
+    assert [lines[0]["code"] for _, lines, _ in ends] == [2, 2]
+    difference = 'process 1 has another command than process 0: "lr": 0.02 instead of "lr": 0.01; allowed: the same'
+    assert difference in ends[1][2]
+    assert difference in ends[0][2]
+    assert not (folder / "other").exists()
+
+
+def test_sigterm_to_one_saves_the_same_step_in_all(two):
+    folder, ends = two
+    assert [code for code, _, _ in ends] == [75, 75]
+    stopped = {int(re.search(r"terminated at step (\d+): saved", err)[1]) for _, _, err in ends}
+    assert len(stopped) == 1
+    assert 2 < max(stopped) < 16
+    assert [p.stem for p in (folder / "run/checkpoints").glob("*.json")] == [str(*stopped)]
+
+
+def test_two_processes_equal_one(two, train_here, cluster, assert_same_run, tmp_path):
+    """One run went on after SIGTERM, the other was never disturbed."""
+    folder, _ = two
+    runs = [arguments(folder / "run", "pmap"), arguments(folder / "mesh", MESH)]
+    ends = cluster(4, [runs, runs])
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    first_row_for_shapes = [0, 1]
+    for i, rows in enumerate(([0, 8], [8, 16])):
+        assert all(line["rows"] == sorted([first_row_for_shapes, rows]) for line in ends[i][1])
+    assert "step 16 of 16" in ends[0][2]
+    assert "step 16 of 16" not in ends[1][2]
+    expected = train_here(tmp_path / "mesh", MESH)
+    assert_same_run(folder / "run", train_here(tmp_path / "pmap", "pmap"))
+    assert_same_run(folder / "mesh", expected)
+    names = {re.sub(r"events.*", "events", p.name) for p in (folder / "mesh").iterdir()}
+    assert names == {re.sub(r"events.*", "events", p.name) for p in expected.iterdir()}
+    assert len(list((folder / "mesh").glob("events*"))) == 1
+
+
+@pytest.mark.parametrize("sign", ["SIGKILL", pytest.param("error", marks=pytest.mark.slow)])
+def test_the_end_of_one_ends_the_other(sign, cluster, tmp_path):
+    """Within the time after which a silent process counts as dead, instead of waiting for its part of a sum."""
+    run = arguments(tmp_path, "pmap")
+    (code, _, err), (other, _, _) = cluster(4, [[run], [run | {"signal": sign, "step": 10}]], seconds=100)
+    assert other == (-signal.SIGKILL if sign == "SIGKILL" else -signal.SIGABRT)
+    assert code not in (0, None)
+    assert re.search(r"another (task died|one ended)", err)
+
+
+@pytest.mark.parametrize(("process", "message"), [
+    (1, r"error: the coordinator 127.0.0.1:{port} did not answer in 1 s: .*refused"),
+    (0, r"error: not all 2 processes met at 127.0.0.1:{port} within 1 s"),
+], ids=["coordinator", "others"])  # fmt: skip
+def test_who_does_not_come_is_not_waited_for(process, message, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)]
+    command = [sys.executable, "-m", "jaxnlp", "train", PROGRAM, *flags, "--connect-timeout", "1"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=PROGRAM.parents[2])
+    assert ended.returncode in (1, 2)
+    assert re.search(message.format(port=port), ended.stderr)
+
+
+def test_what_cannot_be_meant_is_refused():
+    with pytest.raises(ValueError, match=r"coordinator='host'; allowed: HOST:PORT"):
+        processes.initialize("host", 2, 0)
+    with pytest.raises(ValueError, match=r"process=2 of 2; allowed: 0 … 1"):
+        processes.initialize("host:1", 2, 2)
+    processes.initialize()  # alone
+
+
+def test_an_error_of_jax_names_the_others(monkeypatch):
+    def fail(message):
+        with processes.explained():
+            raise jax.errors.JaxRuntimeError(message)
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        fail("INTERNAL: Gloo all-reduce failed: Connection closed by peer")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(processes.ProcessError, match=r"of 2 processes failed, probably since another one ended"):
+        fail("INTERNAL: Gloo all-reduce failed: Connection closed by peer")
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        fail("RESOURCE_EXHAUSTED: out of memory")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "devices"), [(2, 4), (4, 2)])
+def test_every_form_equals_one_process(n, devices, train_here, cluster, assert_same_run, tmp_path):
+    forms = ("pmap", "fsdp=8", MESH)
+    ends = cluster(devices, [[arguments(tmp_path / form, form) for form in forms]] * n, seconds=400)
+    assert [code for code, _, _ in ends] == [0] * n
+    for i, (_, lines, _) in enumerate(ends):
+        assert all(line["rows"] == sorted([[0, 1], [i * 16 // n, (i + 1) * 16 // n]]) for line in lines)
+    for form in forms:
+        assert_same_run(tmp_path / form, train_here(tmp_path / f"one {form}", form))
