@@ -18,19 +18,21 @@ from jaxnlp.data.tokenizers import Characters
 from jaxnlp.models import gpt
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.training import loop, processes
-from jaxnlp.training.experiment import Data, Experiment
+from jaxnlp.training.experiment import Data, Experiment, Pretrained
 from jaxnlp.training.optim import Optim
 
 TEXTS = [{"text": f"{a} and {b} make {a + b}."} for a in range(12) for b in range(12)]
 HEARTBEAT_SECONDS = 5
 
 
-def experiment() -> Experiment:
+def experiment(base: str | None = None) -> Experiment:
+    """Fine-tunes the run `base`, if there is one."""
     return Experiment(
         model=gpt.Config(n_layers=1, d_model=16, n_heads=2, vocab_size=40, n_positions=16, dropout=0.1),
+        init=None if base is None else Pretrained(base),
         task=LanguageModeling(length=16),
         data=Data(train=TEXTS[:120], validation=TEXTS[120:]),  # 16 rows of validation and a few
-        tokenizer=Characters(),
+        tokenizer=Characters() if base is None else None,
         optim=Optim(lr=1e-2),
         steps=16,
         batch_size=16,

@@ -68,12 +68,12 @@ def cluster(token_cache):
 
 @pytest.fixture(scope="session")
 def train_here(token_cache):
-    """train_here(folder, parallel) trains on this process's 8 devices."""
+    """train_here(folder, parallel, *options) trains on this process's 8 devices."""
 
-    def train(folder, parallel):
+    def train(folder, parallel, *options):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(token_cache))
-            assert cli.main(["train", str(PROGRAM), "--workdir", str(folder), "--parallel", parallel]) == 0
+            assert cli.main(["train", str(PROGRAM), "--workdir", str(folder), "--parallel", parallel, *options]) == 0
         return folder
 
     return train

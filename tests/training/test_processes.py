@@ -120,9 +120,12 @@ def test_an_error_of_jax_names_the_others(monkeypatch):
 @pytest.mark.parametrize(("n", "devices"), [(2, 4), (4, 2)])
 def test_every_form_equals_one_process(n, devices, train_here, cluster, assert_same_run, tmp_path):
     forms = ("pmap", "fsdp=8", MESH)
-    ends = cluster(devices, [[arguments(tmp_path / form, form) for form in forms]] * n, seconds=400)
+    runs = [arguments(tmp_path / form, form) for form in forms]
+    tuned = ["--base", str(tmp_path / "pmap"), "--steps", "4"]
+    ends = cluster(devices, [[*runs, arguments(tmp_path / "tuned", MESH, *tuned)]] * n, seconds=400)
     assert [code for code, _, _ in ends] == [0] * n
     for i, (_, lines, _) in enumerate(ends):
         assert all(line["rows"] == sorted([[0, 1], [i * 16 // n, (i + 1) * 16 // n]]) for line in lines)
     for form in forms:
         assert_same_run(tmp_path / form, train_here(tmp_path / f"one {form}", form))
+    assert_same_run(tmp_path / "tuned", train_here(tmp_path / "one tuned", MESH, *tuned))
