@@ -67,24 +67,37 @@ def train(arguments: Sequence[str]) -> None:
         print("usage: jaxnlp train EXPERIMENT [--workdir DIR] [--data-dir DIR] [--steps N] [--optim.lr 3e-4 …]\n")
         print("EXPERIMENT is a file or one of these; `jaxnlp train EXPERIMENT --help` shows its options. On several")
         print("machines, each runs the same command; where they cannot find one another by themselves, with")
-        print("--coordinator HOST:PORT --processes N --process I [--connect-timeout SECONDS]\n")
+        print(
+            "--coordinator HOST:PORT --processes N --process I [--connect-timeout SECONDS]. A trace of some steps, for"
+        )
+        print("TensorBoard and Perfetto: --profile FIRST:LAST\n")
         return experiments()
     path = experiment_path(name)
 
     from jaxnlp.training import loop, processes
     from jaxnlp.training.progress import line
 
+    profile = None
     if not {"-h", "--help"} & set(rest):
         _, rest = tyro.cli(processes.initialize, args=rest, return_unknown_args=True)
+        profile, rest = tyro.cli(_steps, args=rest, return_unknown_args=True)
     function = load_experiment(path)
     experiment, workdir, data_dir = parse_experiment(function, rest, name=path.stem, prog=f"jaxnlp train {name}")
-    folder = loop.train(experiment, workdir, data_dir=data_dir)
+    folder = loop.train(experiment, workdir, data_dir=data_dir, profile=profile)
     if not processes.first():
         return
     evaluations = [record for record in folder.read_metrics() if record.pop("split") == "validation"]
     for record in evaluations[-1:]:
         print(f"step {record.pop('step'):,}   validation   {line(record)}")
     print(f"{folder.path}: report.html, loss.png")
+
+
+def _steps(profile: str | None = None) -> tuple[int, int] | None:
+    """ "10:20" -> (10, 20)."""
+    first, _, last = (profile or "1:1").partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"--profile={profile}; allowed: FIRST:LAST, numbers of steps such as 10:20")
+    return None if profile is None else (int(first), int(last))
 
 
 def plan(arguments: Sequence[str]) -> None:

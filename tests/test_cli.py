@@ -112,7 +112,7 @@ def test_an_argument_that_is_an_option_already(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian", "x"], "error: no command 'trian' (did you mean train?); allowed: train, evaluate"),
+        (["trian", "x"], "error: no command 'trian' (did you mean train?); allowed: train, plan, evaluate"),
         (["train", "{name}x"], "(did you mean {name}?)"),
         (["train", "--steps", "5", "tiny_gpt"], "error: no experiment '--steps'; allowed: a .py file, tiny_gpt"),
         (["train", "absent.py"], "error: no such file: absent.py"),
@@ -122,6 +122,10 @@ def test_an_argument_that_is_an_option_already(tmp_path, capsys):
         (["train", "{file}", "--optim.decay", "square"], "cosine"),
         (["train", "{file}", "--optim.lr=-1"], "optim.lr=-1.0; allowed: more than 0"),
         (["train", "{file}", "--length", "0"], "length=0; allowed: 1 and more"),
+        (["train", "{file}", "--profile", "20:10"], "--profile=20:10; allowed: FIRST:LAST"),
+        (["train", "{file}", "--parallel", "fsdp=2,expert=4"], "found 'expert=4'; allowed: jit, pmap, auto"),
+        (["plan", "{file}"], "--topology"),
+        (["plan", "{file}", "--topology", "v9:4"], "topology='v9:4'; allowed: v4:XxYxZ"),
         (["evaluate", "absent"], "error: absent: no such folder; allowed"),
         (["generate", "absent"], "--prompt"),
         (["predict", "absent", "absent.txt"], "absent.txt"),

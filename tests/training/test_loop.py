@@ -1,6 +1,7 @@
 """The loop: what it writes, how it ends, and that an interruption leaves no trace."""
 
 import dataclasses
+import gzip
 import json
 import math
 import os
@@ -289,3 +290,9 @@ def test_load_in_bfloat16(pretrained):
     out = half.apply(ids)
     assert (out["last_hidden_state"].dtype, out["logits"].dtype) == ("bfloat16", "float32")
     np.testing.assert_allclose(out["logits"], run.apply(ids)["logits"], atol=0.1)
+
+
+def test_a_trace_of_some_steps(tmp_path):
+    loop.train(dataclasses.replace(PRETRAIN, steps=4, evaluate_every=1.0, save_every=1.0), tmp_path, profile=(2, 3))
+    (trace,) = tmp_path.glob("plugins/profile/*/perfetto_trace.json.gz")
+    assert b"train_steps" in gzip.decompress(trace.read_bytes())
