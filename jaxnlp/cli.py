@@ -262,10 +262,12 @@ def parse_experiment(
 
     The function's arguments are read first, as the Experiment that it makes of them has the defaults of all the rest.
     """
+    from jaxnlp.training import processes
     from jaxnlp.training.experiment import Experiment
 
     parameters = inspect.signature(function).parameters
-    taken = parameters.keys() & {"workdir", "data_dir", *(field.name for field in dataclasses.fields(Experiment))}
+    options = {"workdir", "data_dir", *(field.name for field in dataclasses.fields(Experiment))}
+    taken = parameters.keys() & (options | inspect.signature(processes.initialize).parameters.keys())
     if taken:
         raise ValueError(f"experiment() has the argument {min(taken)!r}, which is an option already: rename it")
     given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}

@@ -93,6 +93,11 @@ def test_help_shows_both_and_takes_a_list_of_texts_for_no_option(file, capsys):
     assert "data.train" not in shown
 
 
+def test_help_names_the_flags_of_several_processes(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    assert "--coordinator HOST:PORT --processes N --process I" in capsys.readouterr().out
+
+
 def test_help_where_an_argument_is_required(tmp_path, capsys):
     path = tmp_path / "named.py"
     path.write_text("def experiment(*, dataset: str): ...")
@@ -104,9 +109,10 @@ def test_help_where_an_argument_is_required(tmp_path, capsys):
 
 def test_an_argument_that_is_an_option_already(tmp_path, capsys):
     path = tmp_path / "twice.py"
-    path.write_text("def experiment(steps: int = 3): ...")
-    assert cli.main(["train", str(path)]) == 2
-    assert "experiment() has the argument 'steps'" in capsys.readouterr().err
+    for name in ("steps", "process"):
+        path.write_text(f"def experiment({name}: int = 3): ...")
+        assert cli.main(["train", str(path)]) == 2
+        assert f"experiment() has the argument '{name}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -126,6 +132,8 @@ def test_an_argument_that_is_an_option_already(tmp_path, capsys):
         (["train", "{file}", "--parallel", "fsdp=2,expert=4"], "found 'expert=4'; allowed: jit, pmap, auto"),
         (["plan", "{file}"], "--topology"),
         (["plan", "{file}", "--topology", "v9:4"], "topology='v9:4'; allowed: v4:XxYxZ"),
+        (["train", "{file}", "--processes", "two"], "--processes"),
+        (["train", "{file}", "--coordinator", "host"], "error: coordinator='host'; allowed: HOST:PORT"),
         (["evaluate", "absent"], "error: absent: no such folder; allowed"),
         (["generate", "absent"], "--prompt"),
         (["predict", "absent", "absent.txt"], "absent.txt"),

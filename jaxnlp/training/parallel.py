@@ -3,7 +3,7 @@
     parallel      "jit"                  one device
                   "pmap"                 each device has its rows of the batch and all of everything else
                   "fsdp=64,tensor=8"     a mesh of these axes; an axis that is not named has size 1
-                  "auto"                 fsdp over all accelerators; "jit" where there is one, and on CPUs
+                  "auto"                 fsdp over all accelerators of a slice; "jit" where there is one, and on CPUs
 
     axis          cuts                                                talks
     data          rows                                                the gradients' sum, once a step
@@ -104,12 +104,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 
 def _islands(devices: Sequence[Any]) -> list[list[Any]]:
-    """The devices by slice, GPUs by host: fast links within, slow ones between."""
+    """The devices by slice of a pod, or by host of GPUs, as JAX numbers both: fast links within, slow ones between."""
     islands: dict[int, list[Any]] = {}
     for device in devices:
-        island = device.process_index if device.platform == "gpu" else getattr(device, "slice_index", None) or 0
-        islands.setdefault(island, []).append(device)
+        islands.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
     return [islands[number] for number in sorted(islands)]
+
+
+def whole_fsdp(devices: Sequence[Any]) -> dict[str, int]:
+    """The sizes of "auto": fsdp within a slice, data along several."""
+    n = len(_islands(devices))
+    return {"data": n, "fsdp": len(devices) // n}
 
 
 def axes(path: str, n_axes: int) -> tuple[str | None, ...]:
@@ -291,7 +296,7 @@ def layout(parallel: str) -> Jit:
         raise ValueError(f"parallel='jit' in {jax.process_count()} processes; allowed: pmap, auto, or a mesh")
     if parallel == "jit":
         return Jit()
-    return Pmap() if parallel == "pmap" else OverMesh(make_mesh(sizes or {"fsdp": len(devices)}, devices))
+    return Pmap() if parallel == "pmap" else OverMesh(make_mesh(sizes or whole_fsdp(devices), devices))
 
 
 def check(sizes: Mapping[str, int], params: Any, *, batch_size: int, accumulate: int, lengths: Iterable[int]) -> None:

@@ -2,6 +2,10 @@
 
 Each runs the same program on its own devices and loads its own rows; process 0 alone writes metrics, reports and
 manifests. What one process sees of the others goes through these few functions; in a single process they do nothing.
+
+    SIGTERM to one      all save the same step, and end with Preempted
+    one dies            the others are aborted by JAX within HEARTBEAT_SECONDS, with a line that says so on stderr
+    one raises          it says why, and waits LEAVE_SECONDS for the others to end, too; then JAX aborts all
 """
 
 import contextlib
@@ -20,6 +24,7 @@ from jax.experimental import multihost_utils
 
 CONNECT_SECONDS = 120  # to find the coordinator
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead and the others end
+LEAVE_SECONDS = 120  # that may lie between the ends of two processes
 
 
 class ProcessError(RuntimeError):
@@ -66,7 +71,7 @@ def initialize(
                 process,
                 initialization_timeout=connect_timeout + 60,  # then JAX would abort the program without a word of ours
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-                shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=LEAVE_SECONDS,
             )
         except ValueError as error:  # no cluster was found
             if missing == list(given):

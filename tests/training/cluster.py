@@ -3,7 +3,8 @@
     python cluster.py '[{"arguments": ["--workdir", "runs/a", "--process", "0", …], "signal": "SIGTERM", "step": 2}, …]'
 
 Prints a line of JSON for each training: its exit code, and the rows that it asked of batches. With `signal`, the
-process sends it to itself after that step, or raises an error where it is "error".
+process sends it to itself after that step, or raises an error where it is "error". `patience` is the number of seconds
+after which a process that is silent, or ends before the others, ends them.
 """
 
 import json
@@ -22,7 +23,6 @@ from jaxnlp.training.experiment import Data, Experiment, Pretrained
 from jaxnlp.training.optim import Optim
 
 TEXTS = [{"text": f"{a} and {b} make {a + b}."} for a in range(12) for b in range(12)]
-HEARTBEAT_SECONDS = 5
 
 
 def experiment(base: str | None = None) -> Experiment:
@@ -72,6 +72,8 @@ def train(run: dict) -> int:
 
 
 if __name__ == "__main__":
-    processes.HEARTBEAT_SECONDS = HEARTBEAT_SECONDS
-    codes = [train(run) for run in json.loads(sys.argv[1])]
+    runs = json.loads(sys.argv[1])
+    if "patience" in runs[0]:
+        processes.HEARTBEAT_SECONDS = processes.LEAVE_SECONDS = runs[0]["patience"]
+    codes = [train(run) for run in runs]
     sys.exit(codes[-1])

@@ -232,3 +232,22 @@ def test_plain_jit_in_several_processes_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match=r"parallel='jit' in 2 processes; allowed: pmap, auto, or a mesh"):
         parallel.layout("jit")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
+def test_data_runs_along_slices():
+    devices = [_Device(id=i, slice_index=i % 2) for i in range(8)]
+    mesh = parallel.make_mesh({"data": 2, "fsdp": 4}, devices)
+    for row in range(2):
+        assert {device.slice_index for device in mesh.devices[row].flat} == {row}
+    assert parallel.whole_fsdp(devices) == {"data": 2, "fsdp": 4}
+    with pytest.raises(ValueError, match="2 slices or hosts with slow links between them; allowed: data=2"):
+        parallel.make_mesh({"fsdp": 8}, devices)

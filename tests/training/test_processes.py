@@ -72,7 +72,7 @@ def test_two_processes_equal_one(two, train_here, cluster, assert_same_run, tmp_
 @pytest.mark.parametrize("sign", ["SIGKILL", pytest.param("error", marks=pytest.mark.slow)])
 def test_the_end_of_one_ends_the_other(sign, cluster, tmp_path):
     """Within the time after which a silent process counts as dead, instead of waiting for its part of a sum."""
-    run = arguments(tmp_path, "pmap")
+    run = arguments(tmp_path, "pmap") | {"patience": 5}
     (code, _, err), (other, _, _) = cluster(4, [[run], [run | {"signal": sign, "step": 10}]], seconds=100)
     assert other == (-signal.SIGKILL if sign == "SIGKILL" else -signal.SIGABRT)
     assert code not in (0, None)
@@ -123,7 +123,7 @@ def test_every_form_equals_one_process(n, devices, train_here, cluster, assert_s
     runs = [arguments(tmp_path / form, form) for form in forms]
     tuned = ["--base", str(tmp_path / "pmap"), "--steps", "4"]
     ends = cluster(devices, [[*runs, arguments(tmp_path / "tuned", MESH, *tuned)]] * n, seconds=400)
-    assert [code for code, _, _ in ends] == [0] * n
+    assert [code for code, _, _ in ends] == [0] * n, ends
     for i, (_, lines, _) in enumerate(ends):
         assert all(line["rows"] == sorted([[0, 1], [i * 16 // n, (i + 1) * 16 // n]]) for line in lines)
     for form in forms:
