@@ -135,6 +135,7 @@ def test_what_xz_needs_after_the_training_text():
     assert xz(noise, noise[1:]) < 0.1
 
 
+@pytest.mark.slow
 def test_the_quickstart_shrunken(tmp_path, monkeypatch, capsys):
     """The headline command, with two steps of each run."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))

@@ -1,9 +1,9 @@
 """How a step's estimated time grows from 8 chips to 512 when the batch grows with them: one picture, one table.
 
-    python experiments/studies/weak_scaling.py [--size 6.7b] [--rows 2] [--out experiments/pictures/weak_scaling.png]
+    python experiments/studies/weak_scaling.py [--size 6.7b] [--rows 4] [--fsdp 32] [--out FILE.png]
 
-Plans GPT-3 (Brown et al., 2020) on v5p with fsdp over all chips but for `tensor`, so many rows a chip, remat dots;
-needs libtpu (`pip install 'jaxnlp[tpu]'`). Efficiency: seconds a step on the fewest chips over those on more.
+Plans GPT-3 (Brown et al., 2020) on v5p with so many rows a chip, fsdp over up to so many chips and data over the rest,
+remat dots; needs libtpu (`pip install 'jaxnlp[tpu]'`). Efficiency: seconds a step on the fewest chips over those here.
 """
 
 import argparse
@@ -15,11 +15,11 @@ import sys
 TOPOLOGIES = ("v5p:2x2x2", "v5p:2x4x4", "v5p:4x4x8", "v5p:8x8x8")
 
 
-def planned(topology: str, size: str, rows: int, tensor: int) -> dict:
+def planned(topology: str, size: str, rows: int, fsdp: int) -> dict:
     chips = 1
     for n in topology.partition(":")[2].split("x"):
         chips *= int(n)
-    mesh = f"fsdp={chips // tensor},tensor={tensor}"
+    mesh = f"data={chips // min(chips, fsdp)},fsdp={min(chips, fsdp)}"
     command = [sys.executable, "-m", "jaxnlp", "plan", "gpt3", "--size", size, "--batch-size", str(rows * chips)]
     command += ["--topology", topology, "--mesh", mesh, "--model.remat", "dots", "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -48,14 +48,14 @@ def picture(plans: list[dict], out: pathlib.Path) -> None:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="6.7b")
-    parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--fsdp", type=int, default=32)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     plans = []
     print("chips   seconds a step: xla   roofline   efficiency: xla   MFU: xla   peak GiB", flush=True)
     for topology in TOPOLOGIES:
-        plans.append(planned(topology, args.size, args.rows, args.tensor))
+        plans.append(planned(topology, args.size, args.rows, args.fsdp))
         seconds, first = plans[-1]["step_seconds"], plans[0]["step_seconds"]
         efficiency = first["xla"] / seconds["xla"]
         print(

@@ -145,6 +145,10 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
         memory["activations and temporaries"] = peak - sum(memory.values())
     total = peak if peak is not None else sum(memory.values())
     memory |= {"peak": total, "chip": where.chip.memory}
+    if peak is not None:
+        fits = program is not None and total <= where.chip.memory  # the compiler keeps some of it for itself
+    else:
+        fits = False if total > where.chip.memory else None
     tokens = rows * length
     days = {name: t * experiment.steps / 86400 for name, t in times.items()}
     return Plan(
@@ -153,7 +157,7 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
         remat=getattr(experiment.model, "remat", "none"),
         parameters=sum(x.size for x in jax.tree.leaves(state.params)),
         memory_bytes=memory,
-        fits=bool(total <= where.chip.memory) if peak is not None or total > where.chip.memory else None,
+        fits=fits,
         flops=flops * where.size,
         step_seconds=times,
         mfu={name: least / t for name, t in times.items()},
@@ -274,7 +278,7 @@ def text(plan: Plan) -> str:
     lines += [f"  {kind:28}{size / GiB:9.2f}" for kind, size in memory.items() if size]
     lines.append(f"  {'peak':28}{peak / GiB:9.2f} of {chip / GiB:.0f}")
     if plan.fits is False:
-        lines.append(f"  does not fit, by {(peak - chip) / GiB:.2f} GiB: {advice(plan)}")
+        lines.append(f"  does not fit, by {max(peak - chip, 0) / GiB:.2f} GiB: {advice(plan)}")
     if plan.collectives:
         lines += ["", f"{'exchanges of a chip in a step':30}{'times':>8}{'GiB':>9}{'seconds':>9}{'hidden':>9}"]
         for kind, row in plan.collectives.items():

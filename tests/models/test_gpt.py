@@ -133,7 +133,7 @@ def test_number_of_parameters_is_the_papers():
         "gpt2-large": 774_030_080,
         "gpt2-xl": 1_557_611_200,
     }.items():
-        config = gpt.VARIANTS[name]
+        config = dataclasses.replace(gpt.VARIANTS[name], scan=True)
         shapes = jax.eval_shape(gpt.GPT(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
         count = sum(x.size for x in jax.tree.leaves(shapes))
         assert count - (50304 - 50257) * config.d_model == published

@@ -119,7 +119,7 @@ def test_without_libtpu_shapes_tell_parameters_and_optimizer():
 
 @pytest.mark.usefixtures("_no_libtpu")
 def test_what_cannot_fit_is_known_from_shapes_alone():
-    big = dataclasses.replace(gpt.VARIANTS["gpt3-175b"], dropout=0.0)
+    big = dataclasses.replace(gpt.VARIANTS["gpt3-175b"], scan=True)
     p = plan.plan(dataclasses.replace(experiment(big), task=LanguageModeling(length=2048)), "v5e:4x4", "fsdp=16")
     assert p.fits is False
     assert "does not fit, by" in plan.text(p) and "more chips" in plan.text(p)
@@ -174,7 +174,7 @@ def test_gpt3_has_the_papers_sizes():
         "175b": 175000,
     }
     for size, millions in paper.items():
-        config = gpt.VARIANTS[f"gpt3-{size}"]
+        config = dataclasses.replace(gpt.VARIANTS[f"gpt3-{size}"], scan=True)
         shapes = jax.eval_shape(config.build().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
         found = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) / 1e6
         # The paper's own products of its table: its XL has 24 heads of 128 at a width of 2,048.
