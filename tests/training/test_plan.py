@@ -209,7 +209,7 @@ def test_search_prefers_what_fits_and_is_fast(monkeypatch):
     monkeypatch.setattr(plan, "plan", quick)
     found = plan.search(experiment(), "v5e:4x4", 60.0)
     assert [p.remat for p in found[:2]] == ["dots", "dots"] and not found[-1].fits
-    assert {remat for _, remat in made} == {"dots", "none"}  # more is recomputed only where it has to be
+    assert {remat for _, remat in made} == {"dots", "full", "none"}
     assert len(set(made)) == len(made) > 10
 
 
