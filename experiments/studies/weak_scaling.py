@@ -37,7 +37,7 @@ def picture(plans: list[dict], out: pathlib.Path) -> None:
         axes.plot([plan["chips"] for plan in plans], share, marker="o", color=colour, label=name)
     axes.set_xscale("log", base=2, nonpositive="clip")
     axes.set_xticks([plan["chips"] for plan in plans], [str(plan["chips"]) for plan in plans])
-    axes.set_ylim(0, 105)
+    axes.set_ylim(0, 115)
     axes.set_xlabel("chips")
     axes.set_title("weak scaling: efficiency in %, by estimate", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
