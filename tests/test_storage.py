@@ -137,6 +137,7 @@ def test_a_run_in_the_store_equals_the_one_here(here):
     )
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_the_store_predicts(here):
     upload(here[0], "gs://bucket/base")
     experiment = Experiment(
@@ -310,6 +311,7 @@ def test_data_in_the_store_equal_those_here(data):
         assert fingerprint(TFDS("sums", split), there) == fingerprint(TFDS("sums", split), here)
 
 
+@pytest.mark.slow
 def test_training_on_data_in_the_store(data, tmp_path):
     experiment = dataclasses.replace(TINY, data=Data(train=TFDS("sums"), validation=TFDS("sums", "test")), steps=2)
     runs = [jaxnlp.train(experiment, tmp_path / str(i), data_dir=folder) for i, folder in enumerate(data)]
