@@ -22,16 +22,18 @@ DOCUMENTS, PHASE, WINDOWS, EXAMPLES, ORDER = range(5)  # what a random stream is
 SMALLEST_BUCKET = 32  # below, a shorter row saves little and costs a compilation
 
 Batch = dict[str, np.ndarray]
+Rows = slice | Int[np.ndarray, "rows"]  # which of the batch's rows: one host's part
 
 
 @runtime_checkable
 class Batches(Protocol):
     """What `windows` and `padded` give: batches(step, rows) -> {name: array}."""
 
+    batch_size: int
     steps_per_epoch: int
     shapes: tuple[tuple[int, int], ...]  # the few [B, T] that occur
 
-    def __call__(self, step: int, rows: slice = slice(None)) -> Batch: ...
+    def __call__(self, step: int, rows: Rows = slice(None)) -> Batch: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,12 @@ class Mapped:
     batches: Batches
     function: Callable[[Batch], Batch]
 
-    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+    def __call__(self, step: int, rows: Rows = slice(None)) -> Batch:
         return self.function(self.batches(step, rows))
+
+    @property
+    def batch_size(self) -> int:
+        return self.batches.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,13 +106,13 @@ class Windows:
         self.shapes = ((batch_size, length),)
         self._stream = functools.lru_cache(maxsize=2)(self._make_stream)  # a step may lie on two epochs
 
-    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+    def __call__(self, step: int, rows: Rows = slice(None)) -> Batch:
         _check_step(step, self.seed, self.steps_per_epoch)
-        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rows]
         tokens = np.zeros([len(numbers), self.length + 1], np.int32)
         segments = np.zeros([len(numbers), self.length + 1], np.int32)
         positions = np.zeros([len(numbers), self.length + 1], np.int32)
-        for row, number in enumerate(numbers):
+        for row, number in enumerate(numbers.tolist()):
             epoch, window = (0, number) if self.seed is None else divmod(number, self.n_windows)
             if window < self.n_windows:
                 self._fill(self._stream(epoch), window, tokens[row], segments[row], positions[row])
@@ -192,7 +198,7 @@ class Padded:
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
         self.fields = {name: (np.asarray(a).dtype, np.ndim(a)) for name, a in cache[0].items()}
 
-    def __call__(self, step: int, rows: slice = slice(None)) -> Batch:
+    def __call__(self, step: int, rows: Rows = slice(None)) -> Batch:
         _check_step(step, self.seed, self.steps_per_epoch)
         epoch, step = divmod(step, self.steps_per_epoch)
         examples = self._plan(epoch)[step]  # the bucket is the whole batch's, whatever rows are asked for

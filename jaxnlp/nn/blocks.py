@@ -201,15 +201,22 @@ class Block(nn.Module):
         norm_1, norm_2 = (LayerNorm(self.epsilon, self.dtype, name=f"norm_{i}") for i in (1, 2))
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
         self.sow("intermediates", "hidden_states", x)
-        x = constrain(x, "batch", "queries", "features")
-
-        whole = lambda x: constrain(x, "batch", "queries")  # gathered before a sublayer's products, scattered after  # noqa: E731
-        part = lambda x: constrain(x, "batch", "queries", "features")  # noqa: E731
-        added, cache = attend(whole(norm_1(x) if self.norm_first else x), mask, cache)
-        h = x + drop(part(added))
+        x = _scattered(x)
+        added, cache = attend(_gathered(norm_1(x) if self.norm_first else x), mask, cache)
+        h = x + drop(_scattered(added))
         h = h if self.norm_first else norm_1(h)
-        y = h + drop(part(mlp(whole(norm_2(h) if self.norm_first else h))))
+        y = h + drop(_scattered(mlp(_gathered(norm_2(h) if self.norm_first else h))))
         return (y if self.norm_first else norm_2(y)), cache
+
+
+def _gathered(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """On a mesh, every device has all features of its tokens: what a sublayer's products read."""
+    return constrain(x, "batch", "queries")
+
+
+def _scattered(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """On a mesh, every device has a part of the features: what lies between sublayers, and is kept for the gradient."""
+    return constrain(x, "batch", "queries", "features")
 
 
 REMAT = {  # what the backward pass recomputes -> what the forward pass keeps

@@ -251,7 +251,7 @@ class _Loop:
                 jax.block_until_ready(sums)
                 jax.profiler.stop_trace()
                 tracing = False
-            tokens += _tokens(batch) * e.batch_size // (rows.stop - rows.start)
+            tokens += _tokens(batch) * e.batch_size // len(rows)
             due = lambda interval: step % interval == 0 or step == e.steps  # noqa: B023, E731
             if due(log_every) or due(save_every):
                 self._check_finite(state)
@@ -317,7 +317,7 @@ class _Loop:
 
 
 def _evaluate(task: Any, measure: Any, layout: parallel.Jit, params: Any, batches: Batches) -> dict[str, float]:
-    sums, size = None, batches.shapes[0][0]
+    sums, size = None, batches.batch_size
     for batch in _calls(batches, 0, batches.steps_per_epoch, 1, layout.rows(size)):
         new = measure(params, layout.place(batch, size))
         sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
@@ -348,7 +348,7 @@ def _batches(
 
 
 def _calls(
-    batches: Batches, start: int, stop: int, size: int, rows: slice = slice(None)
+    batches: Batches, start: int, stop: int, size: int, rows: Any = slice(None)
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches start … stop - 1, made ahead by other threads, stacked by `size` up to the next multiple of it."""
     first = min(-start % size, stop - start)

@@ -13,7 +13,7 @@
                   between sublayers, features                         sublayer
 
 The axes stand in the order of the links, slowest first: where there are several slices of a pod, or several hosts with
-GPUs, `data` runs along them. A checkpoint of any form restores in any other.
+GPUs, `data` runs along them (`fsdp`, where `data` cannot). A checkpoint of any form restores in any other.
 
 Sources: Rajbhandari et al., 2020 (ZeRO-3); Shoeybi et al., 2019, section 3 (tensor); Dubey et al., 2024, section 3.3.2
 (sequence: every device gathers all keys and values).
@@ -29,6 +29,7 @@ import numpy as np
 from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jaxtyping import Int
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 WORDS = ("jit", "pmap", "auto")
@@ -80,9 +81,9 @@ def parse(text: str) -> dict[str, int] | None:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of AXES over all the devices; `data` runs along slices, or hosts with GPUs, where there are several.
+    """A mesh of AXES over all the devices; of several slices, or hosts with GPUs, `data` runs along them, or `fsdp`.
 
-    ValueError if the sizes do not multiply to the number of devices, or `data` is no multiple of the slices.
+    ValueError if the sizes do not multiply to the number of devices, or neither axis is a multiple of the slices.
     """
     devices = jax.devices() if devices is None else devices
     given, found = f"parallel={','.join(f'{name}={n}' for name, n in sizes.items())}", math.prod(sizes.values())
@@ -93,14 +94,15 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         raise ValueError(f"{given} is for {found} devices, and there are {len(devices)}; allowed: {allowed}")
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     islands = _islands(devices)
-    if shape[0] % len(islands):
+    slow = next((axis for axis in (0, 1) if shape[axis] % len(islands) == 0), None)
+    if slow is None:
         raise ValueError(
             f"{given}: the devices are in {len(islands)} slices or hosts with slow links between them; "
-            f"allowed: data={len(islands)} or a multiple of it"
+            f"allowed: data={len(islands)} or a multiple of it, else fsdp"
         )
-    inner = (shape[0] // len(islands), *shape[1:])
+    inner = tuple(n // len(islands) if axis == slow else n for axis, n in enumerate(shape))
     grids = [mesh_utils.create_device_mesh(inner, island, allow_split_physical_axes=True) for island in islands]
-    return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(np.concatenate(grids, slow), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _islands(devices: Sequence[Any]) -> list[list[Any]]:
@@ -157,12 +159,15 @@ class Jit:
     def devices(self) -> list[Any]:
         return jax.devices()[:1]
 
-    def rows(self, batch_size: int) -> slice:
-        """The rows of a batch that this process loads."""
-        return slice(0, batch_size)
+    def rows(self, batch_size: int) -> Int[np.ndarray, " rows"]:
+        """The rows of a batch that this process loads, in order."""
+        return np.arange(batch_size)
 
     def place(self, batches: Mapping[str, np.ndarray], batch_size: int) -> Mapping[str, Any]:
-        """This process's rows of stacked batches [calls, rows, …] as the compiled functions take them."""
+        """This process's rows of stacked batches [calls, rows, …] as the compiled functions take them.
+
+        A batch may have a multiple of `batch_size` rows: then each of `rows` stands for as many, one after another.
+        """
         return batches
 
     def abstract(self, tree: Any) -> Any:
@@ -202,9 +207,8 @@ class Pmap(Jit):
     def devices(self) -> list[Any]:
         return jax.devices()
 
-    def rows(self, batch_size: int) -> slice:
-        n, i = batch_size // jax.process_count(), jax.process_index()
-        return slice(i * n, (i + 1) * n)
+    def rows(self, batch_size: int) -> Int[np.ndarray, " rows"]:
+        return np.split(np.arange(batch_size), jax.process_count())[jax.process_index()]
 
     def place(self, batches: Mapping[str, np.ndarray], batch_size: int) -> Mapping[str, Any]:
         n = jax.local_device_count()
@@ -246,17 +250,22 @@ class OverMesh(Jit):
     def devices(self) -> list[Any]:
         return list(self.mesh.devices.flat)
 
-    def rows(self, batch_size: int) -> slice:
+    def rows(self, batch_size: int) -> Int[np.ndarray, " rows"]:
         cuts = NamedSharding(self.mesh, PartitionSpec(CUTS["batch"])).addressable_devices_indices_map((batch_size,))
-        bounds = [rows.indices(batch_size) for (rows,) in cuts.values()]
-        return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+        return np.unique([np.arange(batch_size)[part] for (part,) in cuts.values()])
 
     def place(self, batches: Mapping[str, np.ndarray], batch_size: int) -> Mapping[str, Any]:
-        first = self.rows(batch_size).start
+        rows = self.rows(batch_size)
 
         def place(x: np.ndarray) -> jax.Array:
-            part = lambda index: x[:, slice(*(i - first for i in index[1].indices(batch_size)[:2]))]  # noqa: E731
-            return jax.make_array_from_callback((len(x), batch_size, *x.shape[2:]), self.batches, part)
+            each = x.shape[1] // len(rows)
+
+            def part(index: tuple[slice, ...]) -> np.ndarray:  # a device's rows are neighbours here too
+                start, stop, _ = index[1].indices(batch_size * each)
+                first = int(np.searchsorted(rows, start // each)) * each
+                return x[:, first : first + stop - start]
+
+            return jax.make_array_from_callback((len(x), batch_size * each, *x.shape[2:]), self.batches, part)
 
         return jax.tree.map(place, dict(batches))
 
