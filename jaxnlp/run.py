@@ -78,7 +78,7 @@ class Run:
         run = self if task is self.task else dataclasses.replace(self, model=self.config.build(task.heads))
         if not hasattr(task, "predict"):
             raise ValueError(f"{type(task).__name__} predicts nothing of a text; a language model has `generate`")
-        return task.predict(run.apply, self.tokenizer, texts)
+        return task.predict(run.model, run.params, run.tokenizer, texts)
 
 
 def load(

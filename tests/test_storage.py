@@ -137,6 +137,18 @@ def test_a_run_in_the_store_equals_the_one_here(here):
     )
 
 
+def test_a_trace_goes_to_the_store_from_the_first_process_alone(monkeypatch):
+    monkeypatch.setattr(loop.processes, "first", lambda: False)
+    with loop._traced(Folder("gs://bucket/traced")):
+        pass
+    assert files.entries(epath.Path("gs://bucket/traced")) == []
+    monkeypatch.undo()
+    with loop._traced(Folder("gs://bucket/traced")):
+        jax.block_until_ready(jax.numpy.ones(3))
+    (trace,) = epath.Path("gs://bucket/traced").glob("plugins/profile/*/perfetto_trace.json.gz")
+    assert trace.stat().length > 0
+
+
 @pytest.mark.slow
 def test_fine_tuning_from_the_store_predicts(here):
     upload(here[0], "gs://bucket/base")

@@ -21,12 +21,15 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
 from etils import epath
 from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from jaxnlp.files import write_atomically
 
 END = "<|endoftext|>"  # GPT-2's end of text; also begins a text and pads
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -55,6 +58,16 @@ class Tokenizer:
         the text up to a final U+FFFD, and holds that back until later ids complete it.
         """
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    @property
+    def target(self) -> "Tokenizer":
+        """That of the texts to be written, where those read have their own: see `Pair`."""
+        return self
+
+    def spell(self, id: int) -> str:
+        """What a person reads as the token: its text, or its name where it has none of its own."""
+        text = self.backend.decode([int(id)], skip_special_tokens=True).strip()
+        return text if text and "\ufffd" not in text else self.token(id)
 
     def token(self, id: int) -> str:
         token = self.backend.id_to_token(int(id))
@@ -113,11 +126,14 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
+        parts = json.loads(text)
+        if parts.keys() == {"source", "target"}:
+            return PairTokenizer(*(cls.from_json(json.dumps(parts[name])) for name in ("source", "target")))
         return cls(tokenizers.Tokenizer.from_str(text))
 
     def save(self, path) -> None:
         """Writes tokenizer.json."""
-        epath.Path(path).write_text(self.to_json(), encoding="utf-8")
+        write_atomically(path, self.to_json())
 
     @classmethod
     def load(cls, path) -> "Tokenizer":
@@ -209,6 +225,38 @@ class Characters:
         return Tokenizer(backend)
 
 
+class PairTokenizer(Tokenizer):
+    """The source's tokenizer, which has the target's beside it; both lie in one tokenizer.json."""
+
+    def __init__(self, source: Tokenizer, target: Tokenizer):
+        super().__init__(source.backend)
+        self._target = target
+
+    @property
+    def target(self) -> Tokenizer:
+        return self._target
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        parts = {"source": super().to_json(), "target": self.target.to_json()}
+        return json.dumps({name: json.loads(part) for name, part in parts.items()}, ensure_ascii=False, indent=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A vocabulary for the texts that are read, and one for those that are written; trained on them in turns."""
+
+    source: Any  # ByteBPE(…), WordPiece(…), Characters(), TokenizerFile(…)
+    target: Any
+
+    def build(self, texts: Iterable[str]) -> Tokenizer:
+        texts = list(texts)
+        return PairTokenizer(build(self.source, texts[::2]), build(self.target, texts[1::2]))
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenizerFile:
     """A tokenizer that exists: tokenizer.json, or a folder with it, with GPT-2's vocab.json + merges.txt (OpenAI's
@@ -220,7 +268,7 @@ class TokenizerFile:
         return Tokenizer.load(self.path)
 
 
-def build(spec: ByteBPE | WordPiece | Characters | TokenizerFile, texts: Iterable[str] = ()) -> Tokenizer:
+def build(spec: ByteBPE | WordPiece | Characters | Pair | TokenizerFile, texts: Iterable[str] = ()) -> Tokenizer:
     """The tokenizer that a specification describes, trained on the texts where it is trained at all."""
     return spec.build(texts)
 

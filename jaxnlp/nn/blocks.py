@@ -96,6 +96,7 @@ class Projection(nn.Module):
     shape: tuple[int, ...]
     n_in: int = 1
     cut: tuple[str | None, ...] = ()  # names of the kernel's axes that a mesh leaves cut while the product runs
+    use_bias: bool = True
     kernel_init: Initializer = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
 
@@ -109,6 +110,8 @@ class Projection(nn.Module):
         # One product of rows: on a CPU, XLA's are slower over several axes, above all those of the gradient.
         rows = x.astype(self.dtype).reshape(-1, math.prod(inputs))
         y = multiply(rows, kernel.reshape(-1, rows.shape[1])).reshape(*x.shape[: x.ndim - self.n_in], *self.shape)
+        if not self.use_bias:
+            return y
         bias = self.param("bias", nn.initializers.zeros, self.shape).astype(self.dtype)
         return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 

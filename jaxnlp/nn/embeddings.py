@@ -19,6 +19,21 @@ def padded(vocab_size: int) -> int:
     return -(-vocab_size // LANES) * LANES
 
 
+class TokenTable(nn.Module):
+    """x_t = tokens[id_t]; `tokens` has padded(vocab_size) rows."""
+
+    vocab_size: int
+    d_model: int
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        normal = nn.initializers.normal(self.d_model**-0.5)  # tied, the logits begin with the size of the states
+        self.tokens = self.param("tokens", normal, (padded(self.vocab_size), self.d_model))
+
+    def __call__(self, input_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return jnp.take(self.tokens, input_ids, axis=0).astype(self.dtype)
+
+
 class Embeddings(nn.Module):
     """Sum of the token's and the position's row, then dropout. `tokens` has padded(vocab_size) rows."""
 

@@ -4,13 +4,15 @@ loss = - sum_b w_b log p(y_b | x_b) / sum_b w_b           accuracy = sum_b w_b [
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from jaxnlp.data import batches
 from jaxnlp.data.cache import Cache
@@ -92,11 +94,13 @@ class Classification:
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return dict(means)
 
-    def show(self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[()]:
+    def show(
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
+    ) -> tuple[()]:
         return ()
 
     def predict(
-        self, apply: Callable[[dict[str, np.ndarray]], dict[str, Any]], tokenizer: Tokenizer, texts: Sequence[str]
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str]
     ) -> list[dict[str, Any]]:
         """{"label", "score", "scores": {label: probability}} for each text, longest texts together."""
         ids = self.features(texts, tokenizer)
@@ -105,8 +109,13 @@ class Classification:
         for start in range(0, len(order), 32):
             rows = order[start : start + 32]
             inputs = batches.pad([ids[i] for i in rows], pad_id=tokenizer.pad_id, max_length=self.length)
-            for i, scores in zip(rows, np.asarray(jax.nn.softmax(apply(inputs)["logits"])), strict=True):
+            for i, scores in zip(rows, np.asarray(_probabilities(model, params, inputs)), strict=True):
                 best = int(scores.argmax())
                 by_name = dict(zip(self.labels, scores.tolist(), strict=True))
                 results[i] = {"label": self.labels[best], "score": float(scores[best]), "scores": by_name}
         return results
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(model: nn.Module, params: Mapping[str, Any], inputs: Batch) -> Float[Array, "B n_labels"]:
+    return jax.nn.softmax(model.apply({"params": params}, **inputs)["logits"])

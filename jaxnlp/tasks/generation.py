@@ -65,7 +65,7 @@ def generate(
     if not prompts:
         return []
     rows = [_Row(ids) for ids in _encode(tokenizer, prompts, model.config, max_new_tokens)]
-    if model.config.scan:  # a scan copies each layer's weights and cache before it uses them
+    if getattr(model.config, "scan", False):  # a scan copies each layer's weights and cache before it uses them
         model = model.clone(config=dataclasses.replace(model.config, scan=False))
         params = _unstack(params)
 

@@ -86,7 +86,9 @@ class LanguageModeling:
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {**means, "perplexity": math.exp(min(means["loss"], 700.0))}
 
-    def show(self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Samples, ...]:
+    def show(
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
+    ) -> tuple[Samples, ...]:
         """What the model makes of the prompts."""
         room = min(100, model.config.n_positions - max(map(len, tokenizer.encode_batch(self.prompts)), default=0))
         if room < 1:

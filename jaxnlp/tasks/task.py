@@ -55,8 +55,10 @@ class Task(Protocol):
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """The means of `sums` under the names of metrics.jsonl, with what follows from them (perplexity)."""
 
-    def show(self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer) -> Sequence[Any]:
-        """Tables and samples for the report of a finished run."""
+    def show(
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Any]:
+        """Tables, samples and pictures for the report of a finished run; the examples are the validation part's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,25 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str | float, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Heatmap:
+    """Numbers under a name for each row and each column, darker where they are larger: attention, gates."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]  # [rows, columns]
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """Names at places in the plane: words by their embeddings."""
+
+    title: str
+    names: tuple[str, ...]
+    places: tuple[tuple[float, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)

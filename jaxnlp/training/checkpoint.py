@@ -5,6 +5,7 @@
       1000.json     the manifest: metrics; dtype and shape of each leaf; size and SHA-256 of each file; its own SHA-256
 
     save(1000)      copies to the host; then, in a thread: writes 1000/, writes 1000.json, deletes what is not kept
+    wait()          until 1000.json is there, in every process
     restore()       checks every file against its manifest, then loads; where that fails, warns and takes the one before
 
 A step counts once its manifest is there; an old one goes only after that, its manifest first. So a process killed at
@@ -12,12 +13,14 @@ any moment leaves the checkpoints that it had, and debris that never passes for 
 silence, and deletes before a checksum could be taken; so the few lines that keep and delete are ours.
 
 In the store, gs://bucket/…, the same holds: Orbax writes 1000/ in place there, and the manifest, one put, comes last.
-For the checksums the thread reads back what was uploaded: as many bytes down as up.
+For the checksums the thread reads back what was uploaded: as many bytes down as up. Of several processes each reads a
+share of the files.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -49,6 +52,8 @@ LOWER_IS_BETTER = {
 }
 
 Step = int | Literal["latest", "best"]
+
+SAVES = itertools.count()  # names for them, the same ones in all processes
 
 
 class CheckpointError(RuntimeError):
@@ -105,12 +110,13 @@ class Checkpoints:
         several processes each writes its own parts, and the first one the manifest.
         """
         self.wait()
+        name = f"save/{next(SAVES)}"
         processes.on_first(lambda: self._make_room(step))
         parts = _parts(state)
         manifest = Manifest(step, dict(metrics or {}), self.monitor, _leaves(parts), files={})
         with self._explained(step), _orbax_context():
             response = ocp.save_checkpointables_async(self.directory / str(step), parts)
-        self._pending = self._thread.submit(self._commit, response.result, manifest)
+        self._pending = self._thread.submit(self._commit, response.result, manifest, name)
 
     def _make_room(self, step: int) -> None:
         if step in self.steps:
@@ -120,7 +126,7 @@ class Checkpoints:
             self._broken.discard(step)
 
     def wait(self) -> None:
-        """Until the last save is whole; raises the CheckpointError that it ended in, once."""
+        """Until the last save is whole, in all processes; raises the CheckpointError that it ended in, once."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -138,24 +144,32 @@ class Checkpoints:
         that is missing, unexpected, or of another shape or dtype.
         """
         self.wait()
-        found, broken = processes.on_first(lambda: _find(self.directory, step)) or (None, set())
+        processes.check_same("list of checkpoints", "\n".join(map(str, _steps(self.directory))))
+        manifest, broken = _find(self.directory, step, together=True)
         self._broken |= broken
-        number = processes.broadcast(str(found.step) if found else "")  # the others take the word of the first
-        manifest = found or _read_manifest(self.directory, int(number))
         parts = _parts(abstract_state)
         _check_fits(self.directory / str(manifest.step), manifest.leaves, _leaves(parts))
         loaded = ocp.load_checkpointables(self.directory / str(manifest.step), _placed(parts))
         return dataclasses.replace(abstract_state, **loaded.pop("training"), **loaded), manifest.step
 
-    def _commit(self, finish: Callable[[], Any], manifest: Manifest) -> None:
+    def _commit(self, finish: Callable[[], Any], manifest: Manifest, name: str) -> None:
         """In the thread: Orbax's files, then the manifest, then the old ones go."""
-        with self._explained(manifest.step):
+        folder = self.directory / str(manifest.step)
+
+        def part() -> dict[str, Any]:
             finish()
-            if not processes.first():
-                return
-            folder = self.directory / str(manifest.step)
-            files = {name: {"bytes": path.stat().length, "sha256": _sha256(path)} for name, path in _files(folder)}
+            return {name: _sums(path) for name, path in processes.share(_files(folder))}
+
+        def whole(parts: list[dict[str, Any]]) -> None:
+            done = {name: sums for part in parts for name, sums in part.items()}
+            # On a network disk a process may have listed the folder without its latest files.
+            files = {name: done.get(name) or _sums(path) for name, path in _files(folder)}
             _write_manifest(self.directory, dataclasses.replace(manifest, files=files))
+
+        with self._explained(manifest.step):
+            processes.meet(name, part, whole)
+        if not processes.first():
+            return
         manifests = self._manifests()
         kept = {m.step for m in manifests[-self.keep_latest :] + _ranked(manifests, self.monitor)[: self.keep_best]}
         for step in _steps(self.directory):
@@ -171,13 +185,14 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _explained(self, step: int) -> Iterator[None]:
-        """Takes back what a failed save wrote, and says what failed."""
+        """Takes back what a failed save wrote, where the manifest would come from, and says what failed."""
         try:
             yield
         except Exception as error:
             with contextlib.suppress(Exception):  # of a store that is away; without a manifest the rest is debris
-                _delete(self.directory, step)
-                _delete_unfinished(self.directory)
+                if processes.first():
+                    _delete(self.directory, step)
+                    _delete_unfinished(self.directory)
             free = "" if is_remote(self.directory) else f", {shutil.disk_usage(self.directory).free:,} bytes free"
             message = (
                 f"step {step} could not be saved ({self.directory}{free}); older checkpoints are unharmed: {error}"
@@ -231,8 +246,11 @@ class _BrokenError(Exception):
     """Says which file of a step is wrong, and how."""
 
 
-def _find(directory: epath.Path, step: Step, part: str = "") -> tuple[Manifest, set[int]]:
-    """The manifest of the step that is meant, its files (of one part) checked, and the steps that were passed over."""
+def _find(directory: epath.Path, step: Step, part: str = "", *, together: bool = False) -> tuple[Manifest, set[int]]:
+    """The manifest of the step that is meant, its files (of one part) checked, and the steps that were passed over.
+
+    `together`: all processes ask, and each reads a share of the files.
+    """
     if not directory.exists():
         raise CheckpointError(f"{directory}: no such folder")
     broken: dict[int, str] = {}
@@ -253,7 +271,7 @@ def _find(directory: epath.Path, step: Step, part: str = "") -> tuple[Manifest, 
             raise CheckpointError(f"{directory} has no step {step}; found: {found}")
     for manifest in manifests:
         try:
-            _check_files(directory, manifest, part)
+            _check_files(directory, manifest, part, together)
         except _BrokenError as error:
             broken[manifest.step] = str(error)
             continue
@@ -298,17 +316,21 @@ def _read_manifest(directory: epath.Path, step: int) -> Manifest:
         raise _BrokenError(f"{path.name} is damaged: {error}") from error
 
 
-def _check_files(directory: epath.Path, manifest: Manifest, part: str) -> None:
-    for name, expected in manifest.files.items():
-        if "/" in name and not name.startswith(part):
-            continue
-        path = directory / str(manifest.step) / name
-        if not path.exists():
-            raise _BrokenError(f"{manifest.step}/{name} is missing")
-        if (size := path.stat().length) != expected["bytes"]:
-            raise _BrokenError(f"{manifest.step}/{name} has {size:,} bytes; expected {expected['bytes']:,}")
-        if _sha256(path) != expected["sha256"]:
-            raise _BrokenError(f"{manifest.step}/{name} is damaged: its checksum does not match")
+def _check_files(directory: epath.Path, manifest: Manifest, part: str, together: bool) -> None:
+    names = [name for name in manifest.files if "/" not in name or name.startswith(part)]
+    mine = processes.share(names) if together else names
+    harms = (_harm(directory / str(manifest.step) / name, manifest.files[name]) for name in mine)
+    found = next((f"{manifest.step}/{name} {harm}" for name, harm in zip(mine, harms) if harm), "")
+    if found := processes.first_word(found) if together else found:
+        raise _BrokenError(found)
+
+
+def _harm(path: epath.Path, expected: Mapping[str, Any]) -> str:
+    if not path.exists():
+        return "is missing"
+    if (size := path.stat().length) != expected["bytes"]:
+        return f"has {size:,} bytes; expected {expected['bytes']:,}"
+    return "" if _sha256(path) == expected["sha256"] else "is damaged: its checksum does not match"
 
 
 def _check_fits(folder: epath.Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -387,6 +409,10 @@ def _files(folder: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Pa
 def _sha256(path: epath.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sums(path: epath.Path) -> dict[str, Any]:
+    return {"bytes": path.stat().length, "sha256": _sha256(path)}
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -7,12 +7,14 @@ else lies in the state, what follows is what would have followed without the int
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import pathlib
 import signal
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -24,6 +26,8 @@ from jaxnlp.data import cache, tokenizers
 from jaxnlp.data.batches import Batches
 from jaxnlp.data.sources import fingerprint, open_source
 from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.files import explained, make_folder, write_atomically
+from jaxnlp.tasks.task import Table
 from jaxnlp.training import parallel, pretrained, processes
 from jaxnlp.training.checkpoint import Checkpoints
 from jaxnlp.training.chips import chip_of
@@ -59,7 +63,7 @@ def train(
     """Runs the experiment to its end in `workdir`, from the start or from the newest checkpoint there.
 
     Args:
-        profile: first and last step of which a trace is written to workdir/plugins, for TensorBoard and Perfetto.
+        profile: first and last step of which process 0 writes a trace to workdir/plugins, for TensorBoard and Perfetto.
 
     Raises:
         FolderError: another training holds the folder, or has taken it over.
@@ -92,6 +96,7 @@ def train(
         parallel.check(layout.sizes, abstract.params, batch_size=rows, accumulate=accumulate, lengths=lengths)
         start, data = 0, {"train": experiment.data.train, "validation": experiment.data.validation}
         fingerprints = {split: fingerprint(data[split], data_dir) for split in data if data[split] is not None}
+        processes.check_same("set of examples", json.dumps(fingerprints, indent=1))
         if checkpoints.begun:
             folder.check_data(fingerprints)
             state, start = checkpoints.restore(abstract)
@@ -113,25 +118,29 @@ def train(
             Progress(experiment.steps, start, shown=processes.first()) as progress,
             _terminated() as terminated,
             processes.explained(),
+            contextlib.ExitStack() as trace,
         ):
             progress.say(describe(layout, state))
-            run = _Loop(experiment, trainer, layout, checkpoints, writer, progress, terminated, validation, folder)
+            run = _Loop(
+                experiment, trainer, layout, checkpoints, writer, progress, terminated, validation, folder, trace
+            )
             state = run.go(state, start, train_batches, profile or (0, 0))
-        alone = jax.process_count() == 1  # a sample needs every process that holds a part of the parameters
         params = state.params if state.ema is None else state.ema
-        processes.on_first(
-            lambda: write_report(folder, trainer.task.show(trainer.model, params, tokenizer) if alone else ())
-        )
+        shown = () if data["validation"] is None else open_source(data["validation"], data_dir)
+        processes.on_first(lambda: write_report(folder, _exhibits(trainer, params, tokenizer, shown)))
         return folder
 
 
 def evaluate(
     experiment: Experiment, params: Any, tokenizer: Tokenizer, source: Any, *, data_dir: str | None = None
 ) -> dict[str, float]:
-    """The task's metrics over the whole source: sums and weights of all batches, divided once."""
+    """The task's metrics over the whole source: sums of all batches, divided once; and the scores of what it writes."""
     trainer, layout = trainer_for(experiment), parallel.Jit()
     batches = _batches(experiment, tokenizer, source, data_dir, seed=None)
-    return _evaluate(trainer.task, layout.measure(trainer.eval_step), layout, params, batches)
+    metrics = _evaluate(trainer.task, layout.measure(trainer.eval_step), layout, params, batches)
+    if hasattr(trainer.task, "score"):
+        metrics |= trainer.task.score(trainer.model, params, tokenizer, open_source(source, data_dir))
+    return metrics
 
 
 def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tuple[Experiment, Tokenizer]:
@@ -231,6 +240,7 @@ class _Loop:
     terminated: Any
     validation: Batches | None
     folder: Folder
+    trace: contextlib.ExitStack  # within which the steps of `profile` run
 
     def go(self, state: TrainState, start: int, batches: Batches, profile: tuple[int, int]) -> TrainState:
         e = self.experiment
@@ -243,13 +253,13 @@ class _Loop:
         since = reported = time.perf_counter()
         for call, batch in enumerate(_calls(batches, start, e.steps, e.steps_per_call, rows)):
             if not tracing and profile[0] <= step + len(batch["input_ids"]) and step < profile[1]:
-                jax.profiler.start_trace(os.fspath(self.folder.path), create_perfetto_trace=True)
+                self.trace.enter_context(_traced(self.folder))
                 tracing = True
             state, sums = steps(state, self.layout.place(batch, e.batch_size))
             step += len(batch["input_ids"])
             if tracing and (step >= profile[1] or step == e.steps):
                 jax.block_until_ready(sums)
-                jax.profiler.stop_trace()
+                self.trace.close()
                 tracing = False
             tokens += _tokens(batch) * e.batch_size // len(rows)
             due = lambda interval: step % interval == 0 or step == e.steps  # noqa: B023, E731
@@ -291,9 +301,10 @@ class _Loop:
         metrics = self.trainer.task.metrics(_means(state.sums))
         metrics["learning_rate"] = float(schedule(self.experiment.optim, self.experiment.steps)(step - 1))
         metrics |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
-        chip = chip_of(self.layout.devices[0])
-        if chip is not None and hasattr(self.trainer.model.config, "flops"):
-            flops = self.trainer.model.config.flops(self.trainer.task.length) * tokens / seconds
+        chip, model, task = chip_of(self.layout.devices[0]), self.trainer.model.config, self.trainer.task
+        # The formula is of a model that is trained whole: frozen parameters have no gradient.
+        if chip is not None and hasattr(model, "flops") and self.experiment.optim.freeze is None:
+            flops = model.flops(task.length, vocabulary=not task.heads) * tokens / seconds
             metrics["mfu"] = flops / (chip.peak * len(self.layout.devices))
         self._write(step, "train", metrics)
         return metrics
@@ -322,6 +333,18 @@ def _evaluate(task: Any, measure: Any, layout: parallel.Jit, params: Any, batche
         new = measure(params, layout.place(batch, size))
         sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
     return task.metrics(_means(sums))
+
+
+def _exhibits(trainer: Trainer, params: Any, tokenizer: Tokenizer, examples: Any) -> Sequence[Any]:
+    """What the task shows of the model; process 0 makes it alone, so from parameters that it holds whole."""
+    if jax.process_count() > 1:
+        if not all(x.is_fully_replicated for x in jax.tree.leaves(params)):
+            why = (
+                f"The parameters lie in {jax.process_count()} processes; `jaxnlp generate` and `predict` read the run."
+            )
+            return (Table("Nothing is shown of the model itself", (), ((why,),)),)
+        params = jax.tree.map(lambda x: x.addressable_data(0), params)
+    return trainer.task.show(trainer.model, params, tokenizer, examples)
 
 
 def _means(sums: Mapping[str, Any]) -> dict[str, float]:
@@ -358,15 +381,33 @@ def _calls(
 
 
 def _tokens(batch: Mapping[str, np.ndarray]) -> int:
-    """Real tokens among the inputs."""
-    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].size
+    """Real tokens among the inputs, of encoder and decoder."""
+    n = int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].size
+    return n + (int(batch["weights"].sum()) if "decoder_input_ids" in batch else 0)
 
 
 @contextlib.contextmanager
 def _held(workdir: str | os.PathLike) -> Iterator[Folder]:
     """`locked` by process 0, for all."""
-    with contextlib.ExitStack() as stack:
-        yield processes.on_first(lambda: stack.enter_context(locked(workdir))) or Folder(workdir)
+    with explained(workdir), contextlib.ExitStack() as stack:
+        folder = processes.on_first(lambda: stack.enter_context(locked(workdir))) or Folder(workdir)
+        processes.check_shared(folder.path)
+        yield folder
+
+
+@contextlib.contextmanager
+def _traced(folder: Folder) -> Iterator[None]:
+    """Process 0 traces what runs within. JAX writes to a folder here, and makes Perfetto's file of a single host's."""
+    if not processes.first():
+        yield
+        return
+    with tempfile.TemporaryDirectory() as here:
+        with jax.profiler.trace(here, create_perfetto_trace=True):
+            yield
+        for path in (path for path in pathlib.Path(here).rglob("*") if path.is_file()):
+            to = folder.path / str(path.relative_to(here))
+            make_folder(to.parent)
+            write_atomically(to, path.read_bytes())
 
 
 @contextlib.contextmanager

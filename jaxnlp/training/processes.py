@@ -10,21 +10,28 @@ manifests. What one process sees of the others goes through these few functions;
 
 import contextlib
 import itertools
+import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+from jax._src import distributed  # the coordinator's client has no public name; Orbax takes it from here, too
 from jax.experimental import multihost_utils
+
+from jaxnlp.files import absolute, write_atomically
 
 CONNECT_SECONDS = 120  # to find the coordinator
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead and the others end
 LEAVE_SECONDS = 120  # that may lie between the ends of two processes
+MEET_SECONDS = 3600  # for the slowest process to write its part of a checkpoint and read its share back
 
 
 class ProcessError(RuntimeError):
@@ -148,18 +155,81 @@ def on_first(function: Callable[[], Any]) -> Any:
     return result
 
 
+def meet(name: str, part: Callable[[], Any], whole: Callable[[list[Any]], None]) -> None:
+    """Each process does its part, then process 0 the whole with what the parts gave; what fails anywhere, fails in all.
+
+    Words go through the coordinator and not the devices, so a thread may do this while the main one trains. What a
+    part gives travels as JSON. A name serves once.
+    """
+    if jax.process_count() == 1:
+        return whole([part()])
+    client, others = distributed.global_state.client, range(1, jax.process_count())
+
+    def say(key: str, function: Callable[[], Any]) -> None:
+        result, failure = None, None
+        try:
+            result = function()
+        except Exception as error:
+            failure = error
+        client.key_value_set(key, json.dumps([result, failure and f"{type(failure).__name__}: {failure}"]))
+        if failure is not None:
+            raise failure
+
+    def hear(process: int) -> Any:
+        key = f"{name}/{process}"
+        result, failure = json.loads(client.blocking_key_value_get(key, MEET_SECONDS * 1000))
+        if first():
+            client.key_value_delete(key)  # the coordinator would keep it for good
+        if failure is not None:
+            raise ProcessError(f"process {process} failed: {failure}")
+        return result
+
+    if first():
+        say(f"{name}/0", lambda: whole([part(), *map(hear, others)]))
+    else:
+        say(f"{name}/{jax.process_index()}", part)
+        hear(0)
+
+
+def share(items: Iterable[Any]) -> list[Any]:
+    """Those that are this process's to do, of items that all know in the same order."""
+    return list(items)[jax.process_index() :: jax.process_count()]
+
+
+def first_word(text: str) -> str:
+    """On all, the text of the first process that has one; "" if none has."""
+    if jax.process_count() == 1:
+        return text
+    having = np.flatnonzero(multihost_utils.process_allgather(np.int32(text != "")))
+    return broadcast(text, int(having[0])) if len(having) else ""
+
+
 def check_same(what: str, text: str) -> None:
     """ProcessError, in all processes, if one of them has another text than process 0; shows the first difference."""
-    if jax.process_count() == 1:
-        return
     pairs = itertools.zip_longest(broadcast(text).splitlines(), text.splitlines(), fillvalue="nothing")
     there, here = next(((a, b) for a, b in pairs if a != b), ("", ""))
-    differing = np.flatnonzero(multihost_utils.process_allgather(np.int32(there != here)))
-    if len(differing):
-        found = broadcast(f"{here.strip(' ,')} instead of {there.strip(' ,')}", int(differing[0]))
+    difference = f"{here.strip(' ,')} instead of {there.strip(' ,')}"
+    found = f"process {jax.process_index()} has another {what} than process 0: {difference}"
+    if found := first_word(found if there != here else ""):
+        raise ProcessError(f"{found}; allowed: the same in all processes")
+
+
+def check_shared(folder: epath.Path) -> None:
+    """ProcessError, in all processes, if one of them does not see what process 0 writes in its folder."""
+    if jax.process_count() == 1:
+        return
+    mark = folder / f".{broadcast(uuid.uuid4().hex)}"
+    on_first(lambda: write_atomically(mark, ""))
+    try:
+        problem = "" if mark.exists() else "does not see what process 0 wrote there"
+    except Exception as error:  # of the store's clients; the others have to hear of it
+        problem = f"cannot look into it: {error}"
+    here = f"process {jax.process_index()} on {socket.gethostname()}"
+    problem = first_word(problem and f"{absolute(folder)}: {here} {problem}")
+    on_first(lambda: mark.unlink(missing_ok=True))
+    if problem:
         raise ProcessError(
-            f"process {differing[0]} has another {what} than process 0: {found}; "
-            "allowed: the same command in all processes"
+            f"{problem}; allowed: a folder that all processes share, on a common disk or gs://bucket/path"
         )
 
 

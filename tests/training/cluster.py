@@ -4,7 +4,8 @@
 
 Prints a line of JSON for each training: its exit code, and the rows that it asked of batches. With `signal`, the
 process sends it to itself after that step, or raises an error where it is "error". `patience` is the number of seconds
-after which a process that is silent, or ends before the others, ends them.
+after which a process that is silent, or ends before the others, ends them. `skip`: so many texts are left out at the
+start; `folder`: where the process runs.
 """
 
 import json
@@ -12,6 +13,8 @@ import os
 import signal
 import sys
 import time
+
+import numpy as np
 
 from jaxnlp import cli
 from jaxnlp.data.batches import Windows
@@ -31,7 +34,9 @@ def experiment(base: str | None = None) -> Experiment:
         model=gpt.Config(n_layers=1, d_model=16, n_heads=2, vocab_size=40, n_positions=16, dropout=0.1),
         init=None if base is None else Pretrained(base),
         task=LanguageModeling(length=16),
-        data=Data(train=TEXTS[:120], validation=TEXTS[120:]),  # 16 rows of validation and a few
+        data=Data(
+            train=TEXTS[int(os.environ.get("SKIP", 0)) : 120], validation=TEXTS[120:]
+        ),  # 16 rows of validation and a few
         tokenizer=Characters() if base is None else None,
         optim=Optim(lr=1e-2),
         steps=16,
@@ -50,7 +55,8 @@ def train(run: dict) -> int:
     ask, update = Windows.__call__, loop.Progress.update
 
     def asked(self, step, part=slice(None)):
-        rows.add(part.indices(self.batch_size)[:2])
+        own = np.arange(self.batch_size)[part].tolist()
+        rows.add((own[0], own[-1] + 1))
         return ask(self, step, part)
 
     def disturbed(self, step, metrics):
@@ -62,6 +68,8 @@ def train(run: dict) -> int:
         if step >= run.get("step", step + 1):
             time.sleep(0.1)  # until all have heard of it
 
+    os.environ["SKIP"] = str(run.get("skip", 0))
+    os.chdir(run.get("folder", "."))
     Windows.__call__, loop.Progress.update = asked, disturbed
     try:
         code = cli.main(["train", __file__, *run["arguments"]])

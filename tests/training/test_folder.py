@@ -9,6 +9,7 @@ import sys
 import pytest
 from etils import epath
 
+from jaxnlp.data.tokenizers import Characters
 from jaxnlp.files import StorageError, write_atomically
 from jaxnlp.training.folder import Folder, FolderError, locked, open_run
 
@@ -106,6 +107,17 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     write_atomically(path, b"new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_tokenizer_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A run that goes on writes it anew."""
+    path, tokenizer = tmp_path / "tokenizer.json", Characters().build(["ab"])
+    tokenizer.save(path)
+    before = path.read_text()
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        Characters().build(["abc"]).save(path)
+    assert path.read_text() == before
 
 
 @pytest.mark.parametrize("path", ["s3://bucket/run", "gs://", "gs:///run"])

@@ -292,7 +292,17 @@ def test_load_in_bfloat16(pretrained):
     np.testing.assert_allclose(out["logits"], run.apply(ids)["logits"], atol=0.1)
 
 
-def test_a_trace_of_some_steps(tmp_path):
-    loop.train(dataclasses.replace(PRETRAIN, steps=4, evaluate_every=1.0, save_every=1.0), tmp_path, profile=(2, 3))
+def test_a_trace_of_some_steps(tmp_path, monkeypatch):
+    """Also where an earlier one was cut off by an error, which ends it."""
+    short = dataclasses.replace(PRETRAIN, steps=4, evaluate_every=1.0, save_every=1.0)
+
+    def update(self, step, metrics):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Progress, "update", update)
+        loop.train(short, tmp_path, profile=(2, 3))
+    loop.train(short, tmp_path, profile=(2, 3))
     (trace,) = tmp_path.glob("plugins/profile/*/perfetto_trace.json.gz")
     assert b"train_steps" in gzip.decompress(trace.read_bytes())

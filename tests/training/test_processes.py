@@ -3,8 +3,10 @@
 The processes are real ones on this machine, with virtual devices of their own: see cluster.py.
 """
 
+import dataclasses
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +14,9 @@ import sys
 
 import jax
 import pytest
+from etils import epath
 
-from jaxnlp.training import processes
+from jaxnlp.training import checkpoint, processes
 
 PROGRAM = pathlib.Path(__file__).parent / "cluster.py"
 MESH = "data=2,fsdp=2,tensor=2"
@@ -25,25 +28,34 @@ def arguments(workdir, parallel, *more):
 
 @pytest.fixture(scope="module")
 def two(cluster, tmp_path_factory):
-    """Two processes with 4 devices each: other settings are refused, then the second one gets SIGTERM."""
+    """Two processes with 4 devices each: what differs is refused, then the second one gets SIGTERM."""
     folder = tmp_path_factory.mktemp("two")
-    runs = [arguments(folder / "other", "pmap", "--optim.lr", lr) for lr in ("1e-2", "2e-2")]
+    runs = []
+    for i, lr in enumerate(("1e-2", "2e-2")):
+        (folder / f"host {i}").mkdir()
+        settings = arguments(folder / "settings", "pmap", "--optim.lr", lr)
+        data = arguments(folder / "data", "pmap") | {"skip": i}
+        runs.append([settings, data, arguments("run", "pmap") | {"folder": str(folder / f"host {i}")}])
     disturbed = arguments(folder / "run", MESH)
-    return folder, cluster(4, [[runs[0], disturbed], [runs[1], disturbed | {"signal": "SIGTERM", "step": 2}]])
+    return folder, cluster(4, [[*runs[0], disturbed], [*runs[1], disturbed | {"signal": "SIGTERM", "step": 2}]])
 
 
-def test_other_settings_are_refused(two):
+@pytest.mark.parametrize(("run", "message"), [
+    (0, r'process 1 has another command than process 0: "lr": 0.02 instead of "lr": 0.01; allowed: the same in all'),
+    (1, r'process 1 has another set of examples than process 0: "train": "\w+" instead of "train": "\w+"; allowed'),
+    (2, r"host 1/run: process 1 on \S+ does not see what process 0 wrote there; allowed: a folder that all .* share"),
+], ids=["settings", "data", "folder"])  # fmt: skip
+def test_what_differs_between_processes_is_refused(run, message, two):
     folder, ends = two
-    assert [lines[0]["code"] for _, lines, _ in ends] == [2, 2]
-    difference = 'process 1 has another command than process 0: "lr": 0.02 instead of "lr": 0.01; allowed: the same'
-    assert difference in ends[1][2]
-    assert difference in ends[0][2]
-    assert not (folder / "other").exists()
+    assert [lines[run]["code"] for _, lines, _ in ends] == [2, 2]
+    assert all(re.search(message, err) for _, _, err in ends)
+    assert not (folder / "settings").exists()
+    assert [p.name for p in (folder / "host 0/run").iterdir()] == [".lock"]
 
 
 def test_sigterm_to_one_saves_the_same_step_in_all(two):
     folder, ends = two
-    assert [code for code, _, _ in ends] == [75, 75]
+    assert [code for code, _, _ in ends] == [75, 75], ends
     stopped = {int(re.search(r"terminated at step (\d+): saved", err)[1]) for _, _, err in ends}
     assert len(stopped) == 1
     assert 2 < max(stopped) < 16
@@ -51,10 +63,15 @@ def test_sigterm_to_one_saves_the_same_step_in_all(two):
 
 
 def test_two_processes_equal_one(two, train_here, cluster, assert_same_run, tmp_path):
-    """The run goes on after SIGTERM and ends as one that was never disturbed, in one process."""
+    """The run goes on after SIGTERM and ends as one that was never disturbed, in one process.
+
+    A later checkpoint, of which a file is damaged that the second process reads, is passed over by both.
+    """
     folder, _ = two
+    damaged = damage_a_copy(folder / "run/checkpoints")
     ends = cluster(4, [[arguments(folder / "run", MESH)]] * 2)
     assert [code for code, _, _ in ends] == [0, 0], ends
+    assert all(re.search(rf"is passed over for step \d+: {damaged} is damaged", err) for _, _, err in ends)
     first_row_for_shapes = [0, 1]
     for i, rows in enumerate(([0, 8], [8, 16])):
         assert all(line["rows"] == sorted([first_row_for_shapes, rows]) for line in ends[i][1])
@@ -65,6 +82,21 @@ def test_two_processes_equal_one(two, train_here, cluster, assert_same_run, tmp_
     names = {re.sub(r"events.*", "events", p.name) for p in (folder / "run").iterdir()}
     assert names == {re.sub(r"events.*", "events", p.name) for p in expected.iterdir()}
     assert len(list((folder / "run").glob("events*"))) == 2  # of the first process, before SIGTERM and after
+    assert "The parameters lie in 2 processes" in (folder / "run/report.html").read_text()
+
+
+def damage_a_copy(checkpoints):
+    """Copies the only step to the number after it, and flips a byte in one of the second process's files; its name."""
+    checkpoints = epath.Path(checkpoints)
+    (step,) = (int(path.stem) for path in checkpoints.glob("*.json"))
+    shutil.copytree(checkpoints / str(step), checkpoints / str(step + 1))
+    manifest = checkpoint._read_manifest(checkpoints, step)
+    checkpoint._write_manifest(checkpoints, dataclasses.replace(manifest, step=step + 1))
+    name = next(name for name in list(manifest.files)[1::2] if manifest.files[name]["bytes"])
+    content = bytearray((checkpoints / str(step + 1) / name).read_bytes())
+    content[0] ^= 1
+    (checkpoints / str(step + 1) / name).write_bytes(content)
+    return f"{step + 1}/{name}"
 
 
 @pytest.mark.parametrize("sign", ["SIGKILL", pytest.param("error", marks=pytest.mark.slow)])
@@ -124,6 +156,7 @@ def test_every_form_equals_one_process(n, devices, train_here, cluster, assert_s
     assert [code for code, _, _ in ends] == [0] * n, ends
     for i, (_, lines, _) in enumerate(ends):
         assert all(line["rows"] == sorted([[0, 1], [i * 16 // n, (i + 1) * 16 // n]]) for line in lines)
+    assert "Samples, temperature" in (tmp_path / "pmap/report.html").read_text()  # process 0 has all parameters
     for form in forms:
         assert_same_run(tmp_path / form, train_here(tmp_path / f"one {form}", form))
     assert_same_run(tmp_path / "tuned", train_here(tmp_path / "one tuned", MESH, *tuned))
