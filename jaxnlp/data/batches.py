@@ -4,12 +4,14 @@
     >>> batch(7)["input_ids"].shape, batch(7, slice(0, 64))["input_ids"].shape    # one host's part of step 7
     ((512, 1024), (64, 1024))
 
-`windows` packs documents for a language model, `padded` keeps one example a row, in buckets of length. The seed None
-means evaluation: one pass in order, the last batch filled up with rows of weight 0. Letters: B batch, T length.
+`windows` packs documents for a language model, `padded` keeps one example a row, `pairs` a source and its target, both
+in buckets of length. The seed None means evaluation: one pass in order, what a batch lacks being rows of weight 0.
+Letters: B batch, S source length, T (target) length.
 """
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -22,12 +24,15 @@ DOCUMENTS, PHASE, WINDOWS, EXAMPLES, ORDER = range(5)  # what a random stream is
 SMALLEST_BUCKET = 32  # below, a shorter row saves little and costs a compilation
 
 Batch = dict[str, np.ndarray]
-Rows = slice | Int[np.ndarray, "rows"]  # which of the batch's rows: one host's part
+Rows = slice | Int[np.ndarray, "rows"]  # which of range(batch_size): one host's part
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """What `windows` and `padded` give: batches(step, rows) -> {name: array}."""
+    """What `windows`, `padded` and `pairs` give: batches(step, rows) -> {name: array}.
+
+    A step has `batch_size` rows, or k times as many shorter ones: then each of `rows` stands for k, one after another.
+    """
 
     batch_size: int
     steps_per_epoch: int
@@ -178,8 +183,10 @@ def windows(cache: Cache, *, length: int, batch_size: int, seed: int | None, apa
 # One example a row ----------------------------------------------------------------------------------------------------
 
 
-class Padded:
-    """See `padded`."""
+class _Bucketed:
+    """Examples one a row, those of like lengths together: what `padded` and `pairs` have in common."""
+
+    token_fields: tuple[str, ...] = ("input_ids",)  # padded with pad_id; the others with 0
 
     def __init__(
         self, cache: Cache, batch_size: int, max_length: int, pad_id: int, seed: int | None, buckets: tuple[int, ...]
@@ -188,53 +195,79 @@ class Padded:
         if tuple(sorted(set(buckets))) != tuple(buckets) or not buckets or buckets[0] < 1 or buckets[-1] != max_length:
             raise ValueError(f"buckets: found {buckets}; allowed: rising lengths of which the last is {max_length=}")
         if len(cache) == 0:
-            raise ValueError("padded: found no examples; allowed: one or more")
+            raise ValueError("cache: found no examples; allowed: one or more")
         self.cache, self.batch_size, self.pad_id, self.seed = cache, batch_size, pad_id, seed
-        self.steps_per_epoch = -(-len(cache) // batch_size)
         self.buckets = np.array(buckets)
         # Of each example, the first bucket that holds it; what is longer than the last is cut to it.
         self.bucket_of = np.minimum(np.searchsorted(self.buckets, cache.lengths), len(buckets) - 1)
-        self.shapes = tuple((batch_size, int(self.buckets[b])) for b in np.unique(self.bucket_of))
+        self.kept = np.arange(len(cache))
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
-        self.fields = {name: (np.asarray(a).dtype, np.ndim(a)) for name, a in cache[0].items()}
+        self._fields = {name: (np.asarray(a).dtype, np.ndim(a)) for name, a in self._row(cache[0]).items()}
 
     def __call__(self, step: int, rows: Rows = slice(None)) -> Batch:
-        _check_step(step, self.seed, self.steps_per_epoch)
-        epoch, step = divmod(step, self.steps_per_epoch)
-        examples = self._plan(epoch)[step]  # the bucket is the whole batch's, whatever rows are asked for
-        width = int(self.buckets[self.bucket_of[examples[examples >= 0]].max()])
-        examples = examples[rows]
-        batch = {
-            name: np.full([len(examples), width][: 1 + n_dims], self.pad_id if name == "input_ids" else 0, dtype)
-            for name, (dtype, n_dims) in self.fields.items()
-        }
-        batch["attention_mask"] = np.zeros([len(examples), width], np.int32)
-        for row, example in enumerate(examples):
-            if example < 0:
-                continue
-            record = self.cache[int(example)]
-            length = min(len(record["input_ids"]), width)
-            batch["attention_mask"][row, :length] = 1
-            for name, value in record.items():
+        examples = self.examples(step)
+        width = self._width(examples)  # the whole batch's, whatever rows are asked for
+        examples = examples.reshape(self.batch_size, -1)[rows].ravel()
+        batch = {}
+        for name, (dtype, n_dims) in self._fields.items():
+            padding = self.pad_id if name in self.token_fields else 0
+            batch[name] = np.full([len(examples), width][: 1 + n_dims], padding, dtype)
+        real = np.flatnonzero(examples >= 0)
+        for row, record in zip(real, self.cache.read(examples[real].tolist()), strict=True):
+            for name, value in self._row(record).items():
                 if np.ndim(value):
-                    batch[name][row, :length] = value[:length]
+                    batch[name][row, : len(value)] = value[:width]
                 else:
                     batch[name][row] = value
-        if "label" in batch:
-            batch["labels"] = batch.pop("label")
-        return batch | {"weights": (examples >= 0).astype(np.float32)}
+        return batch
 
-    def _make_plan(self, epoch: int) -> Int[np.ndarray, "steps B"]:
-        """Which example stands in which row; -1 in rows of weight 0."""
-        order = np.arange(len(self.cache))
-        empty = np.full(-len(order) % self.batch_size, -1)
+    def examples(self, step: int) -> Int[np.ndarray, "B"]:
+        """Which example, by its number in the cache, stands in which row of a step; -1 in rows of weight 0."""
+        _check_step(step, self.seed, self.steps_per_epoch)
+        epoch, step = divmod(step, self.steps_per_epoch)
+        return self._plan(epoch)[step]
+
+    def _width(self, examples: Int[np.ndarray, "B"]) -> int:
+        return int(self.buckets[self.bucket_of[examples[examples >= 0]].max()])
+
+    def _row(self, record: Batch) -> Batch:
+        """What the record has in each of the batch's arrays, not padded."""
+        raise NotImplementedError
+
+    def _groups(self, order: Int[np.ndarray, "N"]) -> list[tuple[Int[np.ndarray, "_"], int]]:
+        """Examples that are cut into batches together, and the rows of such a batch."""
+        raise NotImplementedError
+
+    def _make_plan(self, epoch: int) -> list[Int[np.ndarray, "B"]]:
+        order = self.kept if self.seed is None else _random(self.seed, epoch, EXAMPLES).permutation(self.kept)
+        plan = []
+        for group, rows in self._groups(order):
+            empty = np.full(-len(group) % rows, -1)
+            plan += list(np.concatenate([group, empty]).reshape(-1, rows))
         if self.seed is None:
-            return np.concatenate([order, empty]).reshape(-1, self.batch_size)
-        order = _random(self.seed, epoch, EXAMPLES).permutation(order)
-        # Sorted by bucket and cut: a batch on the border of two buckets takes the longer one's width.
-        order = order[np.argsort(self.bucket_of[order], kind="stable")]
-        batches = np.concatenate([order, empty]).reshape(-1, self.batch_size)
-        return _random(self.seed, epoch, ORDER).permutation(batches)
+            return plan
+        return [plan[i] for i in _random(self.seed, epoch, ORDER).permutation(len(plan))]
+
+
+class Padded(_Bucketed):
+    """See `padded`."""
+
+    def __init__(
+        self, cache: Cache, batch_size: int, max_length: int, pad_id: int, seed: int | None, buckets: tuple[int, ...]
+    ):
+        super().__init__(cache, batch_size, max_length, pad_id, seed, buckets)
+        self.steps_per_epoch = -(-len(cache) // batch_size)
+        self.shapes = tuple((batch_size, int(self.buckets[b])) for b in np.unique(self.bucket_of))
+
+    def _row(self, record: Batch) -> Batch:
+        fields = {"labels" if name == "label" else name: value for name, value in record.items()}
+        return fields | {"attention_mask": np.ones(len(record["input_ids"]), np.int32), "weights": np.float32(1)}
+
+    def _groups(self, order: Int[np.ndarray, "N"]) -> list[tuple[Int[np.ndarray, "_"], int]]:
+        if self.seed is not None:
+            # Sorted by bucket and cut: a batch on the border of two buckets takes the longer one's width.
+            order = order[np.argsort(self.bucket_of[order], kind="stable")]
+        return [(order, self.batch_size)]
 
 
 def padded(
@@ -264,6 +297,92 @@ def padded(
         powers = [SMALLEST_BUCKET << i for i in range(32)]
         buckets = (*(b for b in powers if b < max_length), max_length)
     return Padded(cache, batch_size, max_length, pad_id, seed, buckets)
+
+
+class Pairs(_Bucketed):
+    """See `pairs`."""
+
+    token_fields = ("input_ids", "decoder_input_ids", "labels")
+
+    def __init__(
+        self,
+        cache: Cache,
+        batch_size: int,
+        max_length: int,
+        pad_id: int,
+        bos_id: int,
+        seed: int | None,
+        buckets: tuple[int, ...],
+    ):
+        self.bos_id = bos_id
+        super().__init__(cache, batch_size, max_length, pad_id, seed, buckets)
+        longer = cache.lengths > max_length
+        if longer.any():
+            done = "cut" if seed is None else "left out"
+            print(
+                f"pairs: {longer.sum()} of {len(cache)} are longer than {max_length} tokens and {done}", file=sys.stderr
+            )
+            if seed is not None:
+                self.kept = self.kept[~longer]
+        if len(self.kept) == 0:
+            raise ValueError(
+                f"max_length: found {max_length}; allowed: {cache.lengths.min()}, the shortest pair, or more"
+            )
+        counts = np.bincount(self.bucket_of[self.kept], minlength=len(buckets))
+        self._rows = [batch_size * (max_length // bucket) for bucket in buckets]
+        self.steps_per_epoch = sum(-(-n // rows) for n, rows in zip(counts.tolist(), self._rows, strict=True))
+        self.shapes = tuple((self._rows[b], int(self.buckets[b])) for b in np.flatnonzero(counts))
+
+    def _row(self, record: Batch) -> Batch:
+        if record.keys() != {"input_ids", "labels"}:
+            raise ValueError(f"pairs: found records of {', '.join(sorted(record))}; allowed: input_ids and labels")
+        source, target = record["input_ids"], record["labels"]
+        return {
+            "input_ids": source,
+            "attention_mask": np.ones(len(source), np.int32),
+            "decoder_input_ids": np.concatenate([[self.bos_id], target[:-1]], dtype=target.dtype),
+            "labels": target,
+            "weights": np.ones(len(target), np.float32),
+        }
+
+    def _groups(self, order: Int[np.ndarray, "N"]) -> list[tuple[Int[np.ndarray, "_"], int]]:
+        return [(order[self.bucket_of[order] == b], rows) for b, rows in enumerate(self._rows)]
+
+
+def pairs(
+    cache: Cache,
+    *,
+    batch_size: int,
+    max_length: int,
+    pad_id: int,
+    bos_id: int,
+    seed: int | None,
+    buckets: tuple[int, ...] | None = None,
+) -> Pairs:
+    """A source and its target a row: input_ids, attention_mask [B, S], decoder_input_ids, labels, weights [B, T].
+
+    Records {"input_ids": [5, 6, 2], "labels": [7, 2]} and {"input_ids": [8, 2], "labels": [9, 6, 7, 2]}, 2 being the
+    end, pad_id 0, bos_id 1, buckets (4, 8):
+
+        input_ids          5 6 2 0    attention_mask  1 1 1 0
+                           8 2 0 0                    1 1 0 0
+        decoder_input_ids  1 7 0 0    labels          7 2 0 0    weights  1 1 0 0
+                           1 9 6 7                    9 6 7 2             1 1 1 1
+
+    A pair lies in the first bucket that holds the longer of the two, and S = T is that bucket's length. `batch_size` is
+    the rows of a step in the longest bucket, and one of length b has batch_size * (max_length // b) rows, so that a
+    step has about batch_size * max_length tokens whatever its bucket, and what divides batch_size divides all. The
+    default buckets are `max_length` and a half, third, fourth, sixth and eighth of it.
+
+    A training epoch shuffles, cuts each bucket's pairs into batches and shuffles these; evaluation goes from bucket to
+    bucket, each in the source's order. Either way every pair comes exactly once an epoch: what a bucket's last batch
+    lacks is rows of weight 0. `examples(step)` says which pair is where. Of pairs longer than `max_length`, a message
+    gives the number: training leaves them out, since half a sentence is no translation of a whole one; evaluation keeps
+    them, without their ends, so that a figure is of the whole set.
+    """
+    if buckets is None:
+        buckets = tuple(sorted({max(max_length // k, 1) for k in (1, 2, 3, 4, 6, 8)}))
+    return Pairs(cache, batch_size, max_length, pad_id, bos_id, seed, buckets)
 
 
 # Rows by hand ---------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Experiment:
     tokenizer: Any = None  # ByteBPE(…), WordPiece(…), Characters(), TokenizerFile(…); None: the checkpoint's, with init
     optim: Optim = Optim()
     steps: int
-    batch_size: int  # rows of one step, over all devices and microbatches
+    batch_size: int  # rows of one step, over all devices and microbatches; of a translation, of the longest bucket
     seed: int = 0  # of parameters, data and dropout
     init: Pretrained | None = None  # another run to start from
     ema: float | None = None  # decay of a moving average of the parameters, kept beside them

@@ -21,6 +21,27 @@ def one_epoch(made, epoch=0):
 
 
 LENGTHS = (5, 1, 17, 2, 9, 30, 1, 1, 3)
+PAIRS = tuple(zip(LENGTHS, (7, 1, 12, 3, 16, 30, 5, 2, 9)))  # lengths of source and target
+
+
+def records_of(lengths):
+    """Pairs in which no id occurs twice, so that both sides can be followed."""
+    found = documents([n for pair in lengths for n in pair], first=100)
+    return [{"input_ids": source, "labels": target} for source, target in zip(found[::2], found[1::2])]
+
+
+def make_pairs(make_cache, lengths, batch_size, seed, max_length=16, buckets=(5, 8, 16)):
+    return batches.pairs(
+        make_cache(records_of(lengths)),
+        batch_size=batch_size,
+        max_length=max_length,
+        pad_id=0,
+        bos_id=1,
+        seed=seed,
+        buckets=buckets,
+    )
+
+
 MAKE = {  # every kind of batches, in evaluation and in training
     "windows": lambda make_cache, seed: batches.windows(
         make_cache(documents(LENGTHS)), length=4, batch_size=6, seed=seed
@@ -42,6 +63,7 @@ MAKE = {  # every kind of batches, in evaluation and in training
         seed=seed,
         buckets=(2, 8, 16),
     ),
+    "pairs": lambda make_cache, seed: make_pairs(make_cache, PAIRS, batch_size=2, seed=seed),
 }
 
 
@@ -70,10 +92,11 @@ class TestPure:
         made = make(seed)
         for step in range(made.steps_per_epoch):
             whole = made(step)
-            n = len(whole["weights"])
-            cuts = np.linspace(0, n, hosts + 1).astype(int)
-            parts = [make(seed)(step, slice(a, b)) for a, b in itertools.pairwise(cuts)]
-            same({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
+            cuts = np.linspace(0, made.batch_size, hosts + 1).astype(int)
+            slices = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+            for rows in (slices, [np.arange(made.batch_size)[part] for part in slices]):
+                parts = [make(seed)(step, part) for part in rows]
+                same({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
 
     def test_few_static_shapes(self, make, seed):
         made = make(seed)
@@ -269,6 +292,83 @@ class TestPadded:
     def test_bad_buckets(self, make_cache, buckets):
         with pytest.raises(ValueError, match="allowed: rising lengths of which the last is max_length=16"):
             batches.padded(make_cache([[1]]), batch_size=1, max_length=16, pad_id=0, seed=None, buckets=buckets)
+
+
+class TestPairs:
+    def test_docstring(self, make_cache):
+        cache = make_cache([{"input_ids": [5, 6, 2], "labels": [7, 2]}, {"input_ids": [8, 2], "labels": [9, 6, 7, 2]}])
+        made = batches.pairs(cache, batch_size=1, max_length=8, pad_id=0, bos_id=1, seed=None, buckets=(4, 8))
+        assert made.shapes == ((2, 4),) and made.steps_per_epoch == 1
+        expected = {
+            "input_ids": [[5, 6, 2, 0], [8, 2, 0, 0]],
+            "attention_mask": [[1, 1, 1, 0], [1, 1, 0, 0]],
+            "decoder_input_ids": [[1, 7, 0, 0], [1, 9, 6, 7]],
+            "labels": [[7, 2, 0, 0], [9, 6, 7, 2]],
+            "weights": [[1, 1, 0, 0], [1, 1, 1, 1]],
+        }
+        assert made(0).keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(made(0)[name], array, err_msg=name)
+        np.testing.assert_array_equal(made(0, slice(0, 0))["labels"], np.zeros([0, 4]))
+
+    @pytest.mark.parametrize("seed", [None, 4])
+    @pytest.mark.parametrize("batch_size", [1, 2, 5])
+    def test_every_pair_once_an_epoch(self, make_cache, capsys, seed, batch_size):
+        made = make_pairs(make_cache, PAIRS, batch_size, seed)
+        assert capsys.readouterr().err == (
+            f"pairs: 2 of 9 are longer than 16 tokens and {'cut' if seed is None else 'left out'}\n"
+        )
+        records = records_of(PAIRS)
+        expected = [i for i, pair in enumerate(PAIRS) if seed is None or max(pair) <= 16]
+        for epoch in range(1 if seed is None else 3):
+            seen = []
+            for step in range(epoch * made.steps_per_epoch, (epoch + 1) * made.steps_per_epoch):
+                batch, examples = made(step), made.examples(step)
+                assert len(examples) == len(batch["weights"])
+                for row, example in enumerate(examples):
+                    width = batch["labels"].shape[1]
+                    source, target = ((), ()) if example < 0 else (records[example][n] for n in ("input_ids", "labels"))
+                    source, inputs, target = source[:width], [1, *target[:-1]][: len(target)][:width], target[:width]
+                    for name, real in (("input_ids", source), ("decoder_input_ids", inputs), ("labels", target)):
+                        np.testing.assert_array_equal(batch[name][row], [*real, *[0] * (width - len(real))])
+                    for name, real in (("attention_mask", source), ("weights", target)):
+                        np.testing.assert_array_equal(batch[name][row], np.arange(width) < len(real))
+                seen += examples[examples >= 0].tolist()
+            assert sorted(seen) == expected
+        if seed is None:  # the buckets 5, 8 and 16, each in order
+            assert seen == [1, 3, 6, 7, 0, 2, 4, 5, 8]
+
+    def test_a_step_has_as_many_tokens_whatever_its_length(self, make_cache):
+        lengths = [(4, 3)] * 50 + [(2, 8)] * 30 + [(16, 1)] * 9
+        made = make_pairs(make_cache, lengths, 4, seed=0)
+        assert made.shapes == ((12, 5), (8, 8), (4, 16))
+        found = [made(step)["labels"].shape for step in range(made.steps_per_epoch)]
+        assert sorted(found) == [(4, 16)] * 3 + [(8, 8)] * 4 + [(12, 5)] * 5
+        assert found != sorted(found)
+        for epoch in range(3):  # as many steps of each shape: so the number of steps is every epoch's
+            steps = range(epoch * made.steps_per_epoch, (epoch + 1) * made.steps_per_epoch)
+            assert sorted(made(step)["labels"].shape for step in steps) == sorted(found)
+
+    def test_golden(self, make_cache):
+        """Pins the plan: another order would silently change what a resumed run sees."""
+        made = make_pairs(make_cache, PAIRS, 2, seed=0)
+        found = [made.examples(step).tolist() for step in range(made.steps_per_epoch)]
+        assert found == [[4, 8], [7, 1, 6, 3, -1, -1], [0, -1, -1, -1]]
+
+    def test_default_buckets(self, make_cache):
+        made = make_pairs(make_cache, [(n, n) for n in range(1, 49)], 2, seed=0, max_length=48, buckets=None)
+        assert made.shapes == ((16, 6), (12, 8), (8, 12), (6, 16), (4, 24), (2, 48))
+        assert make_pairs(make_cache, [(1, 1)], 2, seed=0, max_length=1, buckets=None).shapes == ((2, 1),)
+
+    def test_bad_input(self, make_cache):
+        with pytest.raises(ValueError, match="max_length: found 3; allowed: 4, the shortest pair, or more"):
+            make_pairs(make_cache, [(4, 2), (1, 5)], 2, seed=0, max_length=3, buckets=(3,))
+        with pytest.raises(ValueError, match="pairs: found records of input_ids, label; allowed: input_ids and labels"):
+            batches.pairs(
+                make_cache([{"input_ids": [1], "label": 1}]), batch_size=1, max_length=4, pad_id=0, bos_id=1, seed=0
+            )
+        with pytest.raises(ValueError, match="allowed: rising lengths of which the last is max_length=16"):
+            make_pairs(make_cache, PAIRS, 2, seed=0, buckets=(5, 8))
 
 
 def test_mapped(make_cache):

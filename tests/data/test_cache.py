@@ -78,6 +78,38 @@ def test_pieces_and_shards(tmp_path, small_pieces):
             np.testing.assert_array_equal(built.tokens(i, start, stop), record["input_ids"][start:stop], strict=True)
 
 
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("m", [0, 1, 16, 17, 32, 70])
+def test_arrays_of_other_lengths(tmp_path, small_pieces, n, m):
+    """Each is as long as it was, whether it is longer, shorter, or has another's length by chance."""
+    record = {
+        "input_ids": np.arange(n, dtype=np.int32),
+        "labels": np.arange(m, dtype=np.int32) + 100,
+        "same": np.arange(n, dtype=np.int16) + 200,
+        "matrix": np.arange(2 * n, dtype=np.int32).reshape(n, 2),
+        "score": np.float32(0.5),
+    }
+    built = build(tmp_path, [{"i": 0}], lambda examples: [RECORDS[0], record, RECORDS[1]])
+    np.testing.assert_array_equal(built.lengths, [7, max(n, m), 1])
+    assert built[1].keys() == record.keys()
+    for name, value in record.items():
+        np.testing.assert_array_equal(built[1][name], np.asarray(value), strict=True)
+    np.testing.assert_array_equal(built.tokens(1, n - 1, n), [n - 1])
+    np.testing.assert_array_equal(built[2]["input_ids"], [0])
+
+
+def test_many_are_read_together(tmp_path, small_pieces):
+    records = [{"input_ids": np.arange(n, dtype=np.int32) + 1000 * n} for n in range(1, 60)]
+    built = build(
+        tmp_path, [{"i": i} for i in range(len(records))], lambda examples: [records[e["i"]] for e in examples]
+    )
+    assert len(shards(tmp_path)) > 2
+    numbers = np.random.default_rng(0).integers(0, len(records), 100).tolist()  # some of them twice
+    for i, found in zip(numbers, built.read(numbers), strict=True):
+        np.testing.assert_array_equal(found["input_ids"], records[i]["input_ids"])
+    assert built.read([]) == []
+
+
 def test_is_built_once_per_key_and_source(tmp_path):
     calls = []
 

@@ -1,16 +1,24 @@
-"""Our own sets: python_docs as it is on this Python and on a library of a few files; a user's files, and bad ones."""
+"""Our own sets: python_docs as it is on this Python and on a library of a few files; numbers in words; sets that are
+downloaded, here from a server of this machine; a user's files, and bad ones.
+"""
 
 import collections
+import gzip
+import hashlib
+import http.server
 import importlib
 import json
 import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import threading
 
 import pytest
 
-from jaxnlp.data.corpora import python_docs, text_files
+from jaxnlp.data import corpora
+from jaxnlp.data.corpora import ko_en, multi30k, number_words, python_docs, text_files
 from jaxnlp.data.sources import TFDS, class_names, fingerprint, open_source
 
 SPLITS = ("train", "validation", "test")
@@ -111,6 +119,152 @@ def test_a_library_of_a_few_files(tmp_path, monkeypatch):
     ]
 
 
+class TestNumberWords:
+    WORDS = {  # noqa: RUF012  from grammars, not from the program
+        1: ("one", "일", "하나", "un", "eins"),
+        16: ("sixteen", "십육", "열여섯", "seize", "sechzehn"),
+        20: ("twenty", "이십", "스물", "vingt", "zwanzig"),
+        71: ("seventy-one", "칠십일", "일흔하나", "soixante et onze", "einundsiebzig"),
+        80: ("eighty", "팔십", "여든", "quatre-vingts", "achtzig"),
+        99: ("ninety-nine", "구십구", "아흔아홉", "quatre-vingt-dix-neuf", "neunundneunzig"),
+        101: ("one hundred and one", "백일", "백하나", "cent un", "einhunderteins"),
+        1000: ("one thousand", "천", "천", "mille", "eintausend"),
+        10000: ("ten thousand", "만", "만", "dix mille", "zehntausend"),
+        10030: ("ten thousand and thirty", "만 삼십", "만 서른", "dix mille trente", "zehntausenddreißig"),
+        80200: (
+            "eighty thousand, two hundred",
+            "팔만 이백",
+            "팔만 이백",
+            "quatre-vingt mille deux cents",
+            "achtzigtausendzweihundert",
+        ),
+        101045: (
+            "one hundred and one thousand and forty-five",
+            "십만 천사십오",
+            "십만 천마흔다섯",
+            "cent un mille quarante-cinq",
+            "einhunderteintausendfünfundvierzig",
+        ),
+        312111: (
+            "three hundred and twelve thousand, one hundred and eleven",
+            "삼십일만 이천백십일",
+            "삼십일만 이천백열하나",
+            "trois cent douze mille cent onze",
+            "dreihundertzwölftausendeinhundertelf",
+        ),
+    }
+
+    @pytest.mark.parametrize("number", WORDS)
+    def test_words(self, number):
+        languages = ("en", "ko", "ko_native", "fr", "de")
+        expected = dict(zip(languages, self.WORDS[number], strict=True))
+        assert number_words.written(number) == {"number": str(number), **expected}
+
+    def test_splits(self):
+        splits = number_words.numbers()
+        every = [n for found in splits.values() for n in found]
+        assert len(set(every)) == len(every)
+        for part, split in enumerate(SPLITS):
+            lengths = collections.Counter(len(str(n)) for n in splits[split])
+            assert lengths == {digits: counts[part] for digits, counts in number_words.PARTS.items()}
+            first = {len(str(n)) for n in splits[split][:200]}
+            assert first >= {4, 5, 6}, "a part of a split has one length alone"
+        assert {n for n in every if n < 1000} == set(range(1, 1000))
+        # from coreutils' sha256sum: the first 16 digits of "1/0", "1/1", … modulo 9 draw 7, 8, 1, 5, 6, 2, 4, 0, 3
+        assert [n for split in ("validation", "test") for n in splits[split] if n < 10] == [1, 4]
+        digest = hashlib.sha256(json.dumps(splits).encode()).hexdigest()
+        assert digest.startswith("1acd03669ecef256"), (
+            "another choice of numbers: figures measured before are of another set"
+        )
+
+    def test_is_made_on_first_use(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(number_words, "PARTS", {1: (7, 1, 1), 2: (20, 5, 10)})
+        found = {split: list(open_source(TFDS("number_words", split), str(tmp_path))) for split in SPLITS}
+        assert capsys.readouterr().err.count("preparing number_words/1.0.0") == 1
+        expected = number_words.numbers()
+        for split in SPLITS:
+            assert found[split] == [number_words.written(n) for n in expected[split]]
+
+
+class TestDownloads:
+    """The sets' own files are not here: a server of this machine gives others, of the same names."""
+
+    @pytest.fixture
+    def serve(self, tmp_path):
+        folder = tmp_path / "served"
+        folder.mkdir()
+        handler = lambda *arguments: Quiet(*arguments, directory=str(folder))  # noqa: E731
+
+        class Quiet(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *arguments):
+                pass
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever).start()
+            yield folder, f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+
+    def texts(self, builder, monkeypatch):
+        """A few lines for each file, whose hashes take the place of the true ones'."""
+        texts = {file: "".join(f"{file} {i} é\n" for i in range(3)).encode() for file in builder.SHA256}
+        monkeypatch.setattr(builder, "SHA256", {file: hashlib.sha256(t).hexdigest() for file, t in texts.items()})
+        return texts
+
+    def test_multi30k(self, tmp_path, serve, monkeypatch):
+        folder, url = serve
+        monkeypatch.setattr(multi30k, "URL", url)
+        for file, text in self.texts(multi30k.Multi30k, monkeypatch).items():
+            (folder / f"{file}.gz").write_bytes(gzip.compress(text))
+        for split, file in (("train", "train"), ("validation", "val"), ("test_2016", "test_2016_flickr")):
+            found = list(open_source(TFDS("multi30k", split), str(tmp_path)))
+            expected = [{language: f"{file}.{language} {i} é" for language in ("en", "de", "fr")} for i in range(3)]
+            assert sorted(found, key=lambda e: e["en"]) == expected
+
+    def test_ko_en(self, tmp_path, serve, monkeypatch):
+        folder, url = serve
+        monkeypatch.setattr(ko_en, "URL", url)
+        (folder / "korean-english-jhe").mkdir()
+        (folder / "korean-english-news-v1").mkdir()
+        texts = self.texts(ko_en.KoEn, monkeypatch)
+        for file, text in texts.items():
+            (folder / "korean-english-jhe" / file).write_bytes(text)
+        for part in ("korean-english-park.dev", "korean-english-park.test"):
+            with tarfile.open(folder / "korean-english-news-v1" / f"{part}.tar.gz", "w:gz") as archive:
+                for language in ("ko", "en"):
+                    archive.add(folder / "korean-english-jhe" / f"{part}.{language}", f"{part}.{language}")
+        for split, n in (("train", 9), ("test", 3)):
+            found = list(open_source(TFDS("ko_en", split), str(tmp_path)))
+            assert len(found) == n
+            assert all(e["ko"].replace(".ko", ".en") == e["en"] for e in found)
+
+    def test_another_file_than_the_one_meant(self, tmp_path, serve, monkeypatch):
+        folder, url = serve
+        monkeypatch.setattr(multi30k, "URL", url)
+        for file in multi30k.Multi30k.SHA256:
+            (folder / f"{file}.gz").write_bytes(gzip.compress(b"other"))
+        with pytest.raises(ValueError, match="found sha256 d9298a10.*; allowed: [0-9a-f]{64}"):
+            open_source(TFDS("multi30k"), str(tmp_path))
+
+    def test_no_network(self, tmp_path, serve, monkeypatch):
+        monkeypatch.setattr(multi30k, "URL", serve[1])
+        monkeypatch.setattr(multi30k.Multi30k, "SHA256", {"train.en": ""})  # which is not there
+        with pytest.raises(ValueError, match="'multi30k' cannot be downloaded: .*copy it to .*multi30k"):
+            open_source(TFDS("multi30k"), str(tmp_path))
+
+    def test_a_folder_prepared_elsewhere_serves(self, tmp_path, monkeypatch):
+        for language, text in (("de", "eins\n"), ("en", "one\n"), ("fr", "un\n")):
+            (tmp_path / language).write_text(text)
+        files = [f"{language}={tmp_path / language}" for language in ("en", "de", "fr")]
+        text_files.prepare("multi30k", {"train": files}, data_dir=str(tmp_path))
+        monkeypatch.setattr(multi30k.Multi30k, "_download", None)
+        assert list(open_source(TFDS("multi30k"), str(tmp_path))) == [{"de": "eins", "en": "one", "fr": "un"}]
+
+    def test_every_builder_is_known(self):
+        assert set(corpora.BUILDERS) == {"ko_en", "multi30k", "number_words", "python_docs"}
+        for name in corpora.BUILDERS:
+            assert corpora.builder(name, "unused").name == name
+
+
 class TestTextFiles:
     @pytest.fixture
     def write(self, tmp_path, monkeypatch):
@@ -163,6 +317,61 @@ class TestTextFiles:
         write("a.jsonl", '{"q": "x\\ny", "a": "1", "l": 0}\n\n{"a": "é", "q": "", "l": 1, "more": [1]}\n')
         self.prepare(tmp_path, ["a.jsonl"], label="l")
         assert self.read(tmp_path) == [{"q": "x\ny", "a": "1", "l": 0}, {"q": "", "a": "é", "l": 1}]
+
+    def test_line_parallel(self, tmp_path, write):
+        write("a.de", "\ufeffeins\r\n\nzwei = 2\u2028\n")  # U+2028 ends no line
+        write("a.en", "one\n\ntwo = 2\n")
+        write("b.de", "drei")
+        write("b.en", "three\n")
+        write("t.de", "vier\n")
+        write("t.en", "four\n")
+        counts = self.prepare(tmp_path, {"train": ["de=[ab].de", "en=a.en", "en=b.en"], "test": ["en=t.en", "de=t.de"]})
+        assert counts == {"train": 4, "test": 1}
+        assert [(e["de"], e["en"]) for e in self.read(tmp_path)] == [
+            ("eins", "one"),
+            ("", ""),
+            ("zwei = 2\u2028", "two = 2"),
+            ("drei", "three"),
+        ]
+        assert self.read(tmp_path, "test") == [{"de": "vier", "en": "four"}]
+
+    def test_line_parallel_from_the_command_line(self, tmp_path, write, capsys):
+        files = [f"de={write('a.de', 'eins')}", f"en={write('a.en', 'one')}"]
+        text_files.main(["--name", "mine", "--data-dir", "tfds", "--train", *files])
+        assert capsys.readouterr().out == "train: 1 documents\n"
+        assert self.read(tmp_path) == [{"de": "eins", "en": "one"}]
+
+    @pytest.mark.parametrize(
+        ("files", "options", "message"),
+        [
+            (
+                ["x=long", "y=short"],
+                {},
+                "long, line 3: no partner; found 3 lines in long, 2 lines in short; allowed: as",
+            ),
+            (["x=short", "y=short", "z=long"], {}, "long, line 3: no partner; found 2 lines in short, 3 lines in long"),
+            (["x=short", "x=long"], {}, "'train': found files 2 of x; allowed: as many of each of two features"),
+            (["x=short", "x=long", "y=long"], {}, "'train': found files 2 of x, 1 of y; allowed: as many of each"),
+            (["x=short", "y=none"], {}, "split 'train': found no file none in "),
+            (["x=short", "y=short"], {"label": "y"}, "label=y: found FEATURE=FILE files; allowed: with .jsonl and"),
+            (["x=empty", "y=empty"], {}, "split 'train': found no documents in x=empty, y=empty"),
+        ],
+    )
+    def test_bad_line_parallel(self, tmp_path, write, files, options, message):
+        for name, content in (("long", "a\nb\nc\n"), ("short", "a\n\n"), ("empty", "")):
+            write(name, content)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            self.prepare(tmp_path, files, **options)
+        assert not (tmp_path / "tfds").exists()
+
+    def test_line_parallel_and_other_files(self, tmp_path, write):
+        pair = [f"x={write('a.txt', 'a')}", "y=a.txt"]
+        with pytest.raises(
+            ValueError, match="files: found .txt, FEATURE=FILE; allowed: one kind of .*, or FEATURE=FILE"
+        ):
+            self.prepare(tmp_path, {"train": pair, "test": ["a.txt"]})
+        with pytest.raises(ValueError, match="a.txt, a.txt, line 1: no column y; there are x, z"):
+            self.prepare(tmp_path, {"train": pair, "test": ["x=a.txt", "z=a.txt"]})
 
     def test_again_replaces(self, tmp_path, write):
         write("a.txt", "old")

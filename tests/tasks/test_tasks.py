@@ -93,11 +93,10 @@ def test_predictions_do_not_depend_on_their_neighbours(tokenizer):
     task = Classification(labels=("x", "y", "z"), length=12)
     model = CONFIG.build(task.heads)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    apply = jax.jit(lambda inputs: model.apply({"params": params}, **inputs))
     texts = ["a", "abcabcabcabcabc", "bc", "", "cab"]
-    together = task.predict(apply, tokenizer, texts)
+    together = task.predict(model, params, tokenizer, texts)
     for text, found in zip(texts, together, strict=True):
-        (alone,) = task.predict(apply, tokenizer, [text])
+        (alone,) = task.predict(model, params, tokenizer, [text])
         np.testing.assert_allclose(list(found["scores"].values()), list(alone["scores"].values()), atol=1e-6)
         assert found["label"] == max(found["scores"], key=found["scores"].get)
         assert math.isclose(sum(found["scores"].values()), 1, rel_tol=1e-5)

@@ -1,6 +1,7 @@
-"""A TFDS set of your own .txt, .jsonl or .tsv files.
+"""A TFDS set of your own .txt, .jsonl or .tsv files, or of line-parallel ones.
 
     python -m jaxnlp.data.corpora.text_files --name mine --train a.txt 'books/*.txt' --validation b.txt
+    python -m jaxnlp.data.corpora.text_files --name ours --train de=train.de en=train.en --test de=test.de en=test.en
 
     >>> prepare("reviews", {"train": ["train.tsv"], "test": ["test.tsv"]}, label="sentiment")
     >>> open_source(TFDS("reviews"))[0]
@@ -8,7 +9,8 @@
 
 Of a .txt file every file, paragraph (blank lines between) or line is a document, with the feature `text`. Of .jsonl
 and .tsv files (with a header) every line is one, and columns are features: texts, but for the label's, whose classes
-are the names found in train, sorted. Files are UTF-8. Order is kept.
+are the names found in train, sorted. Files as FEATURE=FILE are line-parallel, whatever their endings: line 7 of
+each is a text of example 7, blank or not. Files are UTF-8. Order is kept.
 
 All files are read and checked before anything is written; what was there under the name is then replaced at once.
 """
@@ -29,8 +31,10 @@ import tensorflow_datasets as tfds
 from jaxnlp.data import corpora
 
 KINDS = (".txt", ".jsonl", ".tsv")
+PARALLEL = "FEATURE=FILE"
 UNITS = ("file", "paragraph", "line")
 Line = tuple[str, dict[str, str]]  # where it stands, for errors; its columns
+File = pathlib.Path | dict[str, pathlib.Path]  # one, or line-parallel ones by feature
 
 
 def prepare(
@@ -44,8 +48,9 @@ def prepare(
 ) -> dict[str, int]:
     """Writes the set and returns the number of documents in each split; `TFDS(name)` reads it back.
 
-    `splits` gives each split's files, or patterns such as "books/*.txt". `columns` are the text columns of .jsonl and
-    .tsv files; None: all those of the first line but the label's.
+    `splits` gives each split's files, or patterns such as "books/*.txt", or of line-parallel files "de=a/*.de" and
+    "en=a/*.en". `columns` are the text columns of .jsonl and .tsv files; None: all those of the first line but the
+    label's.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise ValueError(f"name: found {name!r}; allowed: lower-case letters, digits and _, a letter first")
@@ -54,10 +59,12 @@ def prepare(
     files = {split: _files(split, patterns) for split, patterns in splits.items()}
     if not files.get("train"):
         raise ValueError(f"splits: found {', '.join(files) or 'none'}; allowed: train, and any others")
-    if len(kinds := {path.suffix for paths in files.values() for path in paths}) > 1 or not kinds <= set(KINDS):
-        raise ValueError(f"files: found {', '.join(sorted(kinds))}; allowed: one kind of {', '.join(KINDS)}")
-    if kinds == {".txt"} and (columns or label):
-        raise ValueError(f"columns={columns}, label={label}: found .txt files; allowed: with .jsonl and .tsv files")
+    if len(kinds := {_kind(file) for found in files.values() for file in found}) > 1 or not kinds <= {*KINDS, PARALLEL}:
+        allowed = f"one kind of {', '.join(KINDS)}, or {PARALLEL} alone"
+        raise ValueError(f"files: found {', '.join(sorted(kinds))}; allowed: {allowed}")
+    if kinds <= {".txt", PARALLEL} and (columns or label):
+        (kind,) = kinds
+        raise ValueError(f"columns={columns}, label={label}: found {kind} files; allowed: with .jsonl and .tsv files")
 
     first = next(_lines(files["train"][0], unit), ("", {}))[1]
     columns = tuple(columns or (column for column in first if column != label))
@@ -72,7 +79,7 @@ def prepare(
             digest.update(json.dumps(line).encode())
             counts[split] += 1
         if not counts[split]:
-            raise ValueError(f"split {split!r}: found no documents in {', '.join(map(str, files[split]))}")
+            raise ValueError(f"split {split!r}: found no documents in {', '.join(splits[split])}")
 
     root = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     root.mkdir(parents=True, exist_ok=True)
@@ -88,7 +95,7 @@ def prepare(
 class _Lines:
     """The chosen columns of all files, checked."""
 
-    files: dict[str, list[pathlib.Path]]
+    files: dict[str, list[File]]
     unit: str
     columns: tuple[str, ...]
     label: str | None
@@ -133,7 +140,26 @@ def _builder(name: str, lines: _Lines, names: list[str], description: str) -> ty
     return TextFiles
 
 
-def _files(split: str, patterns: Sequence[str]) -> list[pathlib.Path]:
+def _files(split: str, patterns: Sequence[str]) -> list[File]:
+    """The files of a split; of line-parallel ones the first of every feature, the second of every feature, …"""
+    if not all(re.match("[A-Za-z_][A-Za-z0-9_]*=", p) and not pathlib.Path(p).exists() for p in patterns):
+        return _matching(split, patterns)
+    features: dict[str, list[str]] = {}
+    for pattern in patterns:
+        feature, _, file = pattern.partition("=")
+        features.setdefault(feature, []).append(file)
+    found = {feature: _matching(split, files) for feature, files in features.items()}
+    if len(found) < 2 or len({*map(len, found.values())}) > 1:
+        counts = ", ".join(f"{len(paths)} of {feature}" for feature, paths in found.items())
+        raise ValueError(f"split {split!r}: found files {counts}; allowed: as many of each of two features or more")
+    return [dict(zip(found, paths, strict=True)) for paths in zip(*found.values(), strict=True)]
+
+
+def _kind(file: File) -> str:
+    return PARALLEL if isinstance(file, dict) else file.suffix
+
+
+def _matching(split: str, patterns: Sequence[str]) -> list[pathlib.Path]:
     found = []
     for pattern in patterns:
         paths = [pattern] if pathlib.Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
@@ -143,9 +169,11 @@ def _files(split: str, patterns: Sequence[str]) -> list[pathlib.Path]:
     return found
 
 
-def _lines(path: pathlib.Path, unit: str) -> Iterator[Line]:
+def _lines(path: File, unit: str) -> Iterator[Line]:
     """The documents of a file, each with the place to name in an error."""
-    if path.suffix == ".txt":
+    if isinstance(path, dict):
+        yield from _parallel(path)
+    elif path.suffix == ".txt":
         yield from ((str(path), {"text": text}) for text in _split(path, unit) if text.strip())
     elif path.suffix == ".jsonl":
         for number, text in _decoded(path):
@@ -167,16 +195,27 @@ def _lines(path: pathlib.Path, unit: str) -> Iterator[Line]:
                 yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
 
 
+def _parallel(files: dict[str, pathlib.Path]) -> Iterator[Line]:
+    counts = {path: sum(1 for _ in _decoded(path, blank=True)) for path in files.values()}
+    fewest, longest = min(counts.values()), max(counts, key=counts.__getitem__)
+    if fewest < counts[longest]:
+        found = ", ".join(f"{n} lines in {path}" for path, n in counts.items())
+        raise ValueError(f"{longest}, line {fewest + 1}: no partner; found {found}; allowed: as many in each")
+    for lines in zip(*(_decoded(path, blank=True) for path in files.values()), strict=True):
+        where = f"{', '.join(map(str, files.values()))}, line {lines[0][0]}"
+        yield where, {feature: text.rstrip("\r\n") for feature, (_, text) in zip(files, lines, strict=True)}
+
+
 def _split(path: pathlib.Path, unit: str) -> Iterator[str]:
     if unit == "line":
-        yield from (text.rstrip("\r\n") for _, text in _decoded(path))
+        yield from (text.rstrip("\r\n") for _, text in _decoded(path, blank=True))
         return
-    text = "".join(text for _, text in _decoded(path))
+    text = "".join(text for _, text in _decoded(path, blank=True))
     yield from [text] if unit == "file" else (part.strip("\r\n") for part in re.split(r"\n\s*\n", text))
 
 
-def _decoded(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, or are of a .txt file, with their numbers from 1; a byte order mark is dropped."""
+def _decoded(path: pathlib.Path, blank: bool = False) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, or all, with their numbers from 1; a byte order mark is dropped."""
     offset = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -187,7 +226,7 @@ def _decoded(path: pathlib.Path) -> Iterator[tuple[int, str]]:
                 raise ValueError(f"{path}: not UTF-8: byte {line[error.start]:#04x} at offset {at}") from error
             offset += len(line)
             text = text.removeprefix("\ufeff") if number == 1 else text
-            if text.strip() or path.suffix == ".txt":
+            if blank or text.strip():
                 yield number, text
 
 
@@ -199,7 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--name", required=True, help="the set's name: TFDS(NAME) reads it")
     for split in ("train", "validation", "test"):
-        parser.add_argument(f"--{split}", nargs="+", metavar="FILE", required=split == "train", help="files, patterns")
+        help_ = f"files, patterns, or {PARALLEL} for line-parallel ones"
+        parser.add_argument(f"--{split}", nargs="+", metavar="FILE", required=split == "train", help=help_)
     parser.add_argument("--data-dir", help="default: TFDS_DATA_DIR, else ~/tensorflow_datasets")
     parser.add_argument("--unit", choices=UNITS, default="file", help="what a document of a .txt file is")
     parser.add_argument("--columns", nargs="+", metavar="NAME", help="text columns; default: all but the label's")
