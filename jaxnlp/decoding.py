@@ -1,11 +1,18 @@
-"""Decoding: one loop over a pure step function, and what may be done to the logits on the way.
+"""Decoding: loops over a pure step function, and what may be done to the logits on the way.
 
     step(tokens [B], state) -> (logits [B, V], state)
 
-The state is an RNN's or a key-value cache; the loop only carries it. Each turn of the loop is
+The state is an RNN's or a key-value cache; the loops only carry it. Each turn of `decode` is
 
     logits, state = step(last token, state)
     token = choose(process(logits, context), key)              greedy or sample
+
+and each turn of `beam_search`, whose rows are the n beams of each text, is
+
+    scores = score + log softmax(process(logits, context))     the beam's own, and each token's after it
+    beams, ended texts = the best of scores [B, n V]
+
+with scores / lp(length) to compare the ended, lp(l) = ((5 + l) / 6)^alpha (Wu et al., 2016, eq. 14).
 
 A processor is any function (logits [B, V], context) -> logits, and processors chain as optax chains gradients:
 
@@ -14,7 +21,7 @@ A processor is any function (logits [B, V], context) -> logits, and processors c
 Those made here are pytrees whose numbers are leaves: another temperature does not compile again. They give what
 Hugging Face's LogitsProcessors of the same names give.
 
-Letters: B batch, P prompt, N new tokens, V vocabulary.
+Letters: B batch, P prompt, N new tokens, V vocabulary, n beams of a text, or the best of them.
 """
 
 from collections.abc import Callable
@@ -172,7 +179,7 @@ def _invert(weights: Float[Array, "B n"], mass: Float[Array, "B"]) -> tuple[Int[
     return index, mass - before
 
 
-# ------------------------------------------------------------------------------------------------------- the loop
+# ------------------------------------------------------------------------------------------------------ one by one
 
 
 @flax.struct.dataclass
@@ -233,3 +240,168 @@ def decode(
         return d.replace(state=state, token=token, finished=d.finished | (token == end_id), context=context)
 
     return lax.while_loop(unfinished, advance, decoding)
+
+
+# ---------------------------------------------------------------------------------------------------------- beams
+
+
+@flax.struct.dataclass
+class Beams:
+    """Texts, the best first. Where a row has fewer, what is left has score -inf and length 0."""
+
+    tokens: Int[Array, "B n N"]  # padding after the end
+    scores: Float[Array, "B n"]  # sum of log p(token), over the length penalty
+    lengths: Int[Array, "B n"]  # the end token counts
+
+
+@flax.struct.dataclass
+class _Search:
+    """How far a search has come: the carry of the loop."""
+
+    state: Any  # what `step` carries, a row for each beam
+    last: Int[Array, "B n"]  # the last tokens, not yet put through `step`
+    n_new: Int[Array, ""]  # the length of the live beams
+    live: Beams  # scores without length penalty
+    ended: Beams
+
+
+def repeat(tree: Any, n: int) -> Any:
+    """Each row n times, side by side; scalars stay. For what `step` reads but does not carry: an encoder's outputs."""
+    return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0) if jnp.ndim(x) else x, tree)
+
+
+def beam_search(
+    step: Step,
+    state: Any,
+    token: Int[Array, "B"],
+    *,
+    n_beams: int,
+    max_new_tokens: int,
+    end_id: Int[Array, ""] | int,
+    pad_id: Int[Array, ""] | int = 0,
+    length_penalty: Float[Array, ""] | float = 0.0,
+    n_best: int = 1,
+    process: Processor | None = None,
+) -> Beams:
+    """The `n_best` texts after `token` that a search with `n_beams` beams finds. Pure; to be called inside a jit.
+
+    `state` has the B rows first in every leaf, but for scalars; each row becomes n_beams rows, which follow their
+    beams from turn to turn. `step` sees B * n_beams rows, those of a text side by side, as `repeat` lays them.
+
+    A text ends where `end_id` is among the n_beams best candidates of its row; those are taken from 2 n_beams, so
+    that n_beams go on whatever ends. At max_new_tokens the live beams count as texts too. A row stops once no live
+    beam can come among its n_best any more, at whatever length: nothing is lost by it.
+
+    Logits that are NaN or +inf count as -inf: such a token is never taken. `length_penalty` is alpha, traced.
+    """
+    if n_beams < 1:
+        raise ValueError(f"n_beams={n_beams}; allowed: 1 and more")
+    if not 1 <= n_best <= n_beams:
+        raise ValueError(f"n_best={n_best}; allowed: 1 to n_beams={n_beams}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}; allowed: 1 and more")
+    B = len(token)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jnp.ndim(leaf) and len(leaf) != B:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"state{name} has shape {jnp.shape(leaf)}; allowed: {B} rows first, or a scalar")
+    first = jnp.arange(B)[:, None] * n_beams
+    prompt = repeat(token, n_beams)[:, None]
+
+    def penalty(length: Int[Array, ""]) -> Float[Array, ""]:
+        return ((5 + length).astype(jnp.float32) / 6) ** jnp.asarray(length_penalty, jnp.float32)
+
+    def nothing(n: int) -> Beams:
+        tokens = jnp.full((B, n, max_new_tokens), pad_id, jnp.int32)
+        return Beams(tokens, jnp.full((B, n), -jnp.inf), jnp.zeros((B, n), jnp.int32))
+
+    def improvable(s: _Search) -> Bool[Array, ""]:
+        # A sum only falls, and the penalty has its maximum at one of the ends, for alpha above 0 and below.
+        bound = s.live.scores.max(1) / jnp.maximum(penalty(s.n_new), penalty(jnp.int32(max_new_tokens)))
+        return (s.n_new < max_new_tokens) & (bound > s.ended.scores[:, -1]).any()
+
+    def advance(s: _Search) -> _Search:
+        logits, state = step(s.last.reshape(-1), s.state)
+        if n_beams > logits.shape[1]:
+            raise ValueError(f"n_beams={n_beams}; allowed: at most the {logits.shape[1]} words of the vocabulary")
+        logits = logits.astype(jnp.float32)
+        if process is not None:
+            new = s.live.tokens.reshape(B * n_beams, -1)
+            logits = process(logits, Context(prompt, jnp.ones(prompt.shape, bool), new, s.n_new))
+        scores, parents, tokens = _candidates(s.live.scores, logits, 2 * n_beams)
+
+        texts = _take(s.live, parents)
+        texts = Beams(texts.tokens.at[:, :, s.n_new].set(tokens), scores, texts.lengths + 1)
+        ends = tokens == end_id
+        among = jnp.arange(2 * n_beams)[None] < n_beams
+        ended = texts.replace(scores=jnp.where(ends & among, scores / penalty(s.n_new + 1), -jnp.inf))
+        live, order = _best(texts.replace(scores=jnp.where(ends, -jnp.inf, scores)), n_beams)
+        rows = (first + jnp.take_along_axis(parents, order, axis=1)).reshape(-1)
+        return _Search(
+            state=jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds") if jnp.ndim(x) else x, state),
+            last=jnp.take_along_axis(tokens, order, axis=1),
+            n_new=s.n_new + 1,
+            live=live,
+            ended=_join(s.ended, ended),
+        )
+
+    live = nothing(n_beams)
+    live = live.replace(scores=live.scores.at[:, 0].set(0.0))  # the others are the same text
+    last = prompt.reshape(B, n_beams).astype(jnp.int32)
+    s = _Search(repeat(state, n_beams), last, jnp.int32(0), live, nothing(n_best))
+    s = lax.while_loop(improvable, advance, s)
+    return _join(s.ended, s.live.replace(scores=s.live.scores / penalty(s.n_new)))
+
+
+def _candidates(
+    scores: Float[Array, "B n"], logits: Float[Array, "R V"], k: int
+) -> tuple[Float[Array, "B k"], Int[Array, "B k"], Int[Array, "B k"]]:
+    """The k best of score + log softmax(logits) over a row's beams and tokens, best first: (score, beam, token).
+
+    The k best lie in the k blocks of the vocabulary that have the highest maxima: only those are looked through.
+    `lax.top_k` over all n V takes two to four times as long on a CPU at 8,000 words. Equals come in the order of beam,
+    then token.
+    """
+    B, n = scores.shape
+    V = logits.shape[1]
+    size = max((d for d in range(16, 129) if V % d == 0), default=64)  # a divisor, since padding copies the logits
+    n_blocks = -(-V // size)
+    blocks = jnp.pad(logits, ((0, 0), (0, -V % size)), constant_values=-jnp.inf).reshape(B * n, n_blocks, size)
+
+    def finite(x):
+        return jnp.where(x < jnp.inf, x, -jnp.inf)
+
+    # Cleaned inside the reduction and after the exponential, since a clean copy of the logits costs more than both.
+    maxima = lax.reduce(blocks, np.float32(-np.inf), lambda x, y: jnp.maximum(finite(x), finite(y)), (2,))
+    maxima = maxima.reshape(B, n, n_blocks)
+    top = jnp.maximum(maxima.max(2), jnp.finfo(jnp.float32).min)  # so that -inf - top is -inf
+    weights = jnp.exp(logits - top.reshape(-1, 1))
+    total = jnp.where(weights <= 1, weights, 0).sum(1).reshape(B, n)
+    log_total = top + jnp.log(jnp.maximum(total, 1))  # 1 at least, but where all is -inf
+
+    block_scores = scores[:, :, None] + (maxima - log_total[:, :, None])
+    block_scores = block_scores.reshape(B, -1)
+    _, chosen = lax.top_k(block_scores, min(k, block_scores.shape[1]))
+    chosen = jnp.sort(chosen, axis=1)
+    beam = chosen // n_blocks
+    within = finite(jnp.take_along_axis(blocks.reshape(B, -1, size), chosen[:, :, None], axis=1))
+    score = jnp.take_along_axis(scores, beam, axis=1)
+    token_scores = score[:, :, None] + (within - jnp.take_along_axis(log_total, beam, axis=1)[:, :, None])
+    best, index = lax.top_k(token_scores.reshape(B, -1), k)
+    block = jnp.take_along_axis(chosen, index // size, axis=1)
+    token = block % n_blocks * size + index % size
+    return best, block // n_blocks, jnp.minimum(token, V - 1)  # padding has score -inf, but is fed to `step`
+
+
+def _take(beams: Beams, index: Int[Array, "B m"]) -> Beams:
+    return jax.tree.map(lambda x: x[jnp.arange(len(x))[:, None], index], beams)
+
+
+def _best(beams: Beams, n: int) -> tuple[Beams, Int[Array, "B n"]]:
+    _, index = lax.top_k(beams.scores, n)
+    return _take(beams, index), index
+
+
+def _join(ended: Beams, more: Beams) -> Beams:
+    """As many as `ended` has, of both; the first among equals."""
+    return _best(jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), ended, more), ended.scores.shape[1])[0]
