@@ -1,0 +1,63 @@
+"""Attention of a recurrent decoder on its encoder: which of the source's states h_s the query q asks for.
+
+    a_s = softmax_s(score(q, h_s)),  c = sum_s a_s h_s
+
+    additive   score = v' tanh(W q + k_s),  k_s = U h_s + b      Bahdanau et al., 2015, appendix A.1.2
+    general    score = q' k_s,              k_s = U h_s + b      Luong et al., 2015, eq. 8 (there without b)
+    dot        score = q' h_s                                    ibid.
+
+Letters: B batch, T queries, S source length, D width of a query, C width of a source state, A width of a key.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from jaxnlp.nn.blocks import Projection
+
+SCORES = ("additive", "dot", "general")
+NORMAL = nn.initializers.normal(0.001)  # of W and U; v begins at zero: Bahdanau et al., 2015, appendix B.1
+
+
+class Keys(nn.Module):
+    """k_s, the part of every score that the source alone decides: made once for all queries."""
+
+    score: Literal["additive", "dot", "general"]
+    features: int  # A
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, states: Float[Array, "B S C"]) -> Float[Array, "B S A"]:
+        if self.score == "dot":
+            return states
+        init = NORMAL if self.score == "additive" else nn.initializers.glorot_uniform()
+        return Projection((self.features,), kernel_init=init, dtype=self.dtype, name="project")(states)
+
+
+class Alignment(nn.Module):
+    """(contexts c [B, T, C], weights a [B, T, S]); a padded state has weight 0."""
+
+    score: Literal["additive", "dot", "general"]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        query: Float[Array, "B T D"],
+        keys: Float[Array, "B S A"],
+        states: Float[Array, "B S C"],
+        mask: Bool[Array, "B S"],
+    ) -> tuple[Float[Array, "B T C"], Float[Array, "B T S"]]:
+        if self.score == "additive":
+            project = Projection(keys.shape[2:], use_bias=False, kernel_init=NORMAL, dtype=self.dtype, name="query")
+            query = project(query)
+            v = self.param("v", nn.initializers.zeros, keys.shape[2:]).astype(self.dtype)
+            scores = jnp.einsum("btsa,a->bts", jnp.tanh(query[:, :, None] + keys[:, None]), v)
+        else:
+            scores = jnp.einsum("bta,bsa->bts", query, keys)
+        scores = jnp.where(mask[:, None], scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores)
+        return jnp.einsum("bts,bsc->btc", weights.astype(states.dtype), states), weights
