@@ -3,9 +3,9 @@
     python experiments/benchmarks/memory.py [--batch 4] [--length 256] [--steps 3]
 
 For each of remat = none, dots, full, in a process of its own: what the compiled step needs beside its arguments, and
-with them (XLA's own account, which `jaxnlp plan` reads too); what the process held at most while it trained, beyond what
-Python, JAX and the compiler had held before (Linux); how far the account is from it; the peak of all; and the least
-seconds of so many steps. With --steps 0 it only compiles.
+with them (XLA's own account, which `jaxnlp plan` reads too); what the process held at most while it trained, beyond
+what Python, JAX and the compiler had held before (Linux); how far the account is from it; the peak of all; and the
+least seconds of so many steps. With --steps 0 it only compiles.
 """
 
 import argparse

@@ -1,0 +1,259 @@
+"""Translation: the target's tokens from the source's and from those before (Sutskever et al., 2014, eq. 1).
+
+    loss = - sum_t w_t log p(y_t | y_<t, x) / sum_t w_t
+
+In training y_<t are the true tokens (teacher forcing), or what the model itself makes of them. A translation is the
+best of a beam search; the scores of a whole set are sacreBLEU's (Post, 2018):
+
+    bleu           of detokenised text, 0 to 100 (Papineni et al., 2002)
+    chrf           F-score of character n-grams, 0 to 100 (Popović, 2015)
+    exact_match    the part of the translations that equal the reference
+
+The model is any with `encode` and `decode` (models/seq2seq.py).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Int
+
+from jaxnlp import decoding
+from jaxnlp.data import batches
+from jaxnlp.data.cache import Cache
+from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.decoding import Beams
+from jaxnlp.losses import blocked_cross_entropy
+from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Samples, Sums, Table, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """From one of an example's texts to another."""
+
+    source: str = "en"  # the feature that holds the text to translate
+    target: str = "de"  # the feature that holds its translation
+    length: int = 128  # tokens of a text with its end: longer pairs are left out of training, longer sources cut
+    buckets: tuple[int, ...] | None = None  # lengths that batches are padded to; None: `length` and parts of it
+    label_smoothing: float = 0.0
+    teacher_forcing: bool = True  # False: the decoder goes on from its own best tokens, in training too
+    n_beams: int = 5
+    length_penalty: float = 1.0  # alpha of Wu et al., 2016, eq. 14
+    n_shown: int = 8  # translations in the report
+
+    @property
+    def heads(self) -> tuple[()]:
+        return ()
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"task": "translation", "source": self.source, "target": self.target}
+
+    def texts(self, example: Mapping[str, Any]) -> Sequence[str]:
+        return require(example, self.source, "source"), require(example, self.target, "target")
+
+    def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
+        """ "ab", "c" -> {"input_ids": [5, 6, 0], "labels": [7, 0]}, 0 being the end; nothing if either is empty."""
+        pairs = [self.texts(example) for example in examples]
+        sources = tokenizer.encode_batch([source for source, _ in pairs])
+        targets = tokenizer.target.encode_batch([target for _, target in pairs])
+        ends = tokenizer.eos_id, tokenizer.target.eos_id
+        return [
+            {"input_ids": np.asarray([*x, ends[0]], np.int32), "labels": np.asarray([*y, ends[1]], np.int32)}
+            for x, y in zip(sources, targets, strict=True)
+            if x and y
+        ]
+
+    def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
+        return batches.pairs(
+            cache,
+            batch_size=batch_size,
+            max_length=self.length,
+            pad_id=tokenizer.pad_id,
+            bos_id=tokenizer.target.bos_id,
+            seed=seed,
+            buckets=self.buckets,
+        )
+
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        names = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
+        tokens = {name: jax.ShapeDtypeStruct((rows, self.length), jnp.int32) for name in names}
+        return tokens | {"weights": jax.ShapeDtypeStruct((rows, self.length), jnp.float32)}
+
+    def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
+        """Label smoothing and the model's own tokens are for training alone."""
+        ids = batch["decoder_input_ids"]
+        if training and not self.teacher_forcing:
+            ids = _own_tokens(apply, batch)
+        out = apply(batch["input_ids"], batch["attention_mask"], ids, logits=False)
+        hidden, table, bias, vocab_size = out["unembedding"]
+        loss, weight = blocked_cross_entropy(
+            hidden,
+            table,
+            batch["labels"],
+            batch["weights"],
+            bias=bias,
+            vocab_size=vocab_size,
+            label_smoothing=self.label_smoothing if training else 0.0,
+        )
+        return {"loss": (loss, weight)}
+
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {**means, "perplexity": float(np.exp(min(means["loss"], 700.0)))}
+
+    def score(
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
+        """BLEU, chrF and exact matches of the translations of all examples."""
+        pairs = [self.texts(examples[i]) for i in range(len(examples))]
+        found = self.translate(model, params, tokenizer, [source for source, _ in pairs])
+        return scores([best["text"] for best in found], [target for _, target in pairs])[0]
+
+    def predict(
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str], n_best: int = 1
+    ) -> list[dict[str, Any]]:
+        """{"text", "score"} of each text, and with n_best > 1 as many of them, best first, under "n_best"."""
+        return self.translate(model, params, tokenizer, texts, n_best=n_best)
+
+    def translate(
+        self,
+        model: nn.Module,
+        params: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        *,
+        n_best: int = 1,
+        rows: int = 64,
+    ) -> list[dict[str, Any]]:
+        """See `predict`; `rows` texts of like lengths at a time. A text without tokens becomes one without words."""
+        ids = [[*x[: self.length - 1], tokenizer.eos_id] if x else [] for x in tokenizer.encode_batch(texts)]
+        order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
+        empty = {"text": "", "score": 0.0}
+        results = [{**empty, "n_best": [empty]} if n_best > 1 else dict(empty) for _ in ids]
+        end_id = tokenizer.target.eos_id
+        for start in range(0, len(order), rows):
+            part = order[start : start + rows]
+            inputs = batches.pad(
+                [ids[i] for i in part] + [[tokenizer.eos_id]] * (-len(part) % rows if start else 0),
+                pad_id=tokenizer.pad_id,
+                max_length=self.length,
+            )
+            found = _search(
+                model,
+                params,
+                **inputs,
+                bos_id=tokenizer.target.bos_id,
+                end_id=end_id,
+                pad_id=tokenizer.target.pad_id,
+                length_penalty=self.length_penalty,
+                n_beams=self.n_beams,
+                n_best=n_best,
+                max_new_tokens=min(2 * inputs["input_ids"].shape[1], self.length),
+            )
+            tokens, scored, lengths = (np.asarray(x) for x in (found.tokens, found.scores, found.lengths))
+            for row, i in enumerate(part):
+                best = []
+                for text, score, length in zip(tokens[row], scored[row], lengths[row], strict=True):
+                    text = tokenizer.target.decode(t for t in text[:length] if t != end_id)
+                    best.append({"text": text, "score": float(score)})
+                results[i] = {**best[0], "n_best": best} if n_best > 1 else best[0]
+        return results
+
+    def show(
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
+    ) -> tuple[Any, ...]:
+        """Scores of all, the first translations, and where the decoder looked for the first three."""
+        if not len(examples):
+            return ()
+        pairs = [self.texts(examples[i]) for i in range(len(examples))]
+        found = [best["text"] for best in self.translate(model, params, tokenizer, [source for source, _ in pairs])]
+        _, table = scores(found, [target for _, target in pairs])
+        texts = [(source, f"{text}\n({target})") for (source, target), text in zip(pairs, found, strict=True)]
+        shown = (table, Samples("Translations (and references)", tuple(texts[: self.n_shown])))
+        maps = (self.heatmap(model, params, tokenizer, pairs[i][0], found[i]) for i in range(min(3, len(pairs))))
+        return (*shown, *(picture for picture in maps if picture is not None))
+
+    def heatmap(
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, source: str, target: str
+    ) -> Heatmap | None:
+        """The attention's weights while the target is read, a row a token; None of a model without attention."""
+        x = [*tokenizer.encode(source)[: self.length - 1], tokenizer.eos_id]
+        y = [*tokenizer.target.encode(target)[: self.length - 1], tokenizer.target.eos_id]
+        ids = {"input_ids": jnp.array([x]), "decoder_input_ids": jnp.array([[tokenizer.target.bos_id, *y[:-1]]])}
+        _, seen = model.apply({"params": params}, **ids, logits=False, mutable=["intermediates"])
+        weights = _sown(seen.get("intermediates", {}), "cross_attentions")
+        if weights is None:
+            return None
+        return Heatmap(
+            title=f"Attention: {source}",
+            rows=tuple(tokenizer.target.spell(t) for t in y),
+            columns=tuple(tokenizer.spell(t) for t in x),
+            values=tuple(map(tuple, np.asarray(weights[0], np.float64).tolist())),
+        )
+
+
+def scores(found: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], Table]:
+    """BLEU and chrF of sacreBLEU with their signatures, and exact matches."""
+    import sacrebleu
+
+    if len(found) != len(references) or not found:
+        raise ValueError(f"{len(found)} translations for {len(references)} references; allowed: one each, 1 or more")
+    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+    values = {
+        "bleu": bleu.corpus_score(found, [references]).score,
+        "chrf": chrf.corpus_score(found, [references]).score,
+        "exact_match": sum(a == b for a, b in zip(found, references, strict=True)) / len(found),
+    }
+    signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature()), "exact_match": ""}
+    rows = tuple((name, round(value, 4), signatures[name]) for name, value in values.items())
+    return values, Table("Scores", ("metric", "value", "signature"), rows)
+
+
+def _own_tokens(apply: Apply, batch: Batch) -> Int[Array, "B T"]:
+    """The decoder's inputs if it goes on from its own best tokens: no gradient passes a choice."""
+    memory, cache = apply(batch["input_ids"], batch["attention_mask"], method="encode", deterministic=True)
+
+    def step(carry, _):
+        token, cache = carry
+        out = apply(token[:, None], memory, cache, method="decode", deterministic=True)
+        return (out["logits"][:, 0].argmax(-1).astype(token.dtype), out["cache"]), token
+
+    first = batch["decoder_input_ids"][:, 0]
+    _, tokens = jax.lax.scan(step, (first, cache), length=batch["decoder_input_ids"].shape[1])
+    return jax.lax.stop_gradient(tokens.T)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "n_beams", "n_best", "max_new_tokens"))
+def _search(
+    model: nn.Module,
+    params: Mapping[str, Any],
+    input_ids: Int[Array, "B S"],
+    attention_mask: Int[Array, "B S"],
+    *,
+    bos_id: Any,
+    n_beams: int,
+    **options: Any,
+) -> Beams:
+    memory, cache = model.apply({"params": params}, input_ids, attention_mask, method="encode")
+    memory = decoding.repeat(memory, n_beams)
+
+    def step(tokens, cache):
+        out = model.apply({"params": params}, tokens[:, None], memory, cache, method="decode")
+        return out["logits"][:, 0], out["cache"]
+
+    first = jnp.full(len(input_ids), bos_id, jnp.int32)
+    return decoding.beam_search(step, cache, first, n_beams=n_beams, **options)
+
+
+def _sown(tree: Mapping[str, Any], name: str) -> Any:
+    """The first value that a layer put down under that name, however deep."""
+    for key, value in tree.items():
+        found = value[0] if key == name else _sown(value, name) if isinstance(value, Mapping) else None
+        if found is not None:
+            return found
+    return None

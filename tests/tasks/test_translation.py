@@ -1,0 +1,148 @@
+"""Translation: what goes into the model, what is learned, and what comes out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnlp.data import cache
+from jaxnlp.data.tokenizers import Characters, Pair, Tokenizer, build
+from jaxnlp.models import seq2seq
+from jaxnlp.tasks.task import Heatmap
+from jaxnlp.tasks.translation import Translation, scores
+from jaxnlp.training.step import measure
+
+TASK = Translation(source="x", target="y", length=8, buckets=(4, 8), n_beams=3)
+EXAMPLES = [{"x": "ab", "y": "cba"}, {"x": "abc", "y": "c"}, {"x": "b", "y": "aaaaa"}, {"x": "", "y": "a"}]
+CONFIG = seq2seq.Config(vocab_size=8, d_embed=6, d_model=8, share_embeddings=True, tied=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """<|endoftext|> is 0, <unk> 1, a, b and c are 2, 3 and 4."""
+    return build(Characters(), ["abc"])
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = CONFIG.build().init(jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    return jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer, tmp_path_factory):
+    built = cache.build(
+        EXAMPLES, lambda e: TASK.encode(e, tokenizer), key=TASK.key, cache_dir=tmp_path_factory.mktemp("cache")
+    )
+    return jax.tree.map(jnp.asarray, TASK.batches(built, tokenizer, batch_size=2, seed=None)(0))
+
+
+def test_examples_become_pairs_with_their_ends(tokenizer):
+    records = TASK.encode(EXAMPLES, tokenizer)
+    assert [[r["input_ids"].tolist(), r["labels"].tolist()] for r in records] == [
+        [[2, 3, 0], [4, 3, 2, 0]],
+        [[2, 3, 4, 0], [4, 0]],
+        [[3, 0], [2, 2, 2, 2, 2, 0]],
+    ]
+
+
+def test_a_batch_has_what_the_shapes_say(batch):
+    assert set(batch) == set(TASK.shapes(2))
+    assert batch["decoder_input_ids"].tolist()[0] == [0, 4, 3, 2]  # the end also begins
+    assert {name: (x.dtype, x.ndim) for name, x in batch.items()} == {
+        name: (x.dtype, x.ndim) for name, x in TASK.shapes(2).items()
+    }
+
+
+def test_the_loss_is_the_mean_over_real_target_tokens(batch, params):
+    total, weight = measure(CONFIG.build(), TASK, params, batch, None)["loss"]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "decoder_input_ids")}
+    log_p = jax.nn.log_softmax(CONFIG.build().apply({"params": params}, **inputs)["logits"])
+    by_hand = -sum(log_p[b, t, batch["labels"][b, t]] for b, t in zip(*np.nonzero(batch["weights"]), strict=True))
+    np.testing.assert_allclose(total, by_hand, rtol=1e-5)
+    assert weight == 6
+    smoothed = dataclasses.replace(TASK, label_smoothing=0.1)
+    np.testing.assert_allclose(measure(CONFIG.build(), smoothed, params, batch, None)["loss"][0], total)
+    assert measure(CONFIG.build(), smoothed, params, batch, jax.random.key(0))["loss"][0] != total
+
+
+def test_without_teacher_forcing_the_decoder_reads_what_it_wrote(batch, params):
+    own = dataclasses.replace(TASK, teacher_forcing=False)
+    model = CONFIG.build()
+    ids = batch["decoder_input_ids"][:, :1]
+    for _ in range(batch["labels"].shape[1] - 1):
+        out = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"], ids)
+        ids = jnp.concatenate([ids, out["logits"][:, -1:].argmax(-1).astype(jnp.int32)], axis=1)
+    expected = measure(model, TASK, params, {**batch, "decoder_input_ids": ids}, jax.random.key(0))["loss"][0]
+    found = measure(model, own, params, batch, jax.random.key(0))["loss"][0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert abs(measure(model, own, params, batch, None)["loss"][0] - found) > 1e-3  # evaluation has the true tokens
+
+
+def brute(params, source, n):
+    """All texts of up to n tokens with their end, by log-probability over length penalty."""
+    model, finished, live = CONFIG.build(), [], [((), 0.0)]
+    for length in range(1, n + 1):
+        ids = jnp.array([[0, *text] for text, _ in live])
+        log_p = np.asarray(jax.nn.log_softmax(model.apply(
+            {"params": params}, jnp.tile(source, (len(live), 1)), None, ids)["logits"][:, -1].astype(jnp.float32)
+        ))  # fmt: skip
+        grown = [((*text, w), s + log_p[i, w]) for i, (text, s) in enumerate(live) for w in range(8)]
+        finished += [(text[:-1], s / ((5 + length) / 6)) for text, s in grown if text[-1] == 0]
+        live = [(text, s) for text, s in grown if text[-1] != 0]
+    return max(finished + [(text, s / ((5 + n) / 6)) for text, s in live], key=lambda x: x[1])
+
+
+def test_a_wide_beam_finds_the_best_translation_of_all(tokenizer, params):
+    task = dataclasses.replace(TASK, length=4, buckets=(4,), n_beams=8)
+    (found,) = task.translate(CONFIG.build(), params, tokenizer, ["ab"])
+    text, score = brute(params, jnp.array([[2, 3, 0]]), 4)
+    assert found["text"] == tokenizer.decode(text)
+    assert found["score"] == pytest.approx(score, rel=1e-4)
+
+
+def test_a_translation_does_not_depend_on_its_neighbours(tokenizer, params):
+    texts = ["a", "abcabcabcabc", "", "cb"]
+    together = TASK.predict(CONFIG.build(), params, tokenizer, texts, n_best=2)
+    for text, found in zip(texts, together, strict=True):
+        (alone,) = TASK.predict(CONFIG.build(), params, tokenizer, [text], n_best=2)
+        assert found["text"] == alone["text"]
+        assert found["score"] == pytest.approx(alone["score"], rel=1e-4)
+        assert len(alone["n_best"]) == (2 if text else 1)
+    assert together[2]["text"] == ""
+
+
+def test_a_vocabulary_of_each_language(tmp_path):
+    pair = build(Pair(Characters(), Characters()), ["ab", "yz", "b", "x"])
+    (record,) = TASK.encode([{"x": "ba", "y": "zx"}], pair)
+    assert record["input_ids"].tolist() == [3, 2, 0] and record["labels"].tolist() == [4, 2, 0]
+    pair.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.fingerprint == pair.fingerprint
+    assert loaded.target.decode([4, 2]) == "zx" and loaded.decode([3, 2]) == "ba"
+
+
+def test_scores_are_sacrebleus(tokenizer):
+    values, table = scores(["the cat sat on the mat"] * 2, ["the cat sat on the mat", "the cat sat on a mat"])
+    assert values["exact_match"] == 0.5
+    assert 60 < values["bleu"] < 90 and values["bleu"] != values["chrf"]
+    assert "version:" in table.rows[0][2] and "tok:13a" in table.rows[0][2]
+    with pytest.raises(ValueError, match="1 translations for 2 references"):
+        scores(["a"], ["a", "b"])
+
+
+def test_what_is_shown(tokenizer, params):
+    table, samples, *maps = TASK.show(CONFIG.build(), params, tokenizer, EXAMPLES[:2])
+    assert table.columns == ("metric", "value", "signature")
+    assert [source for source, _ in samples.texts] == ["ab", "abc"]
+    assert all(isinstance(picture, Heatmap) for picture in maps) and len(maps) == 2
+    assert maps[0].columns == ("a", "b", "<|endoftext|>")
+    for row in maps[0].values:
+        assert sum(row) == pytest.approx(1, rel=1e-5)
+
+
+def test_an_unknown_language_is_named(tokenizer):
+    with pytest.raises(ValueError, match=r"task.target='fr' is no feature of the data; allowed: x, y"):
+        dataclasses.replace(TASK, target="fr").encode(EXAMPLES, tokenizer)
