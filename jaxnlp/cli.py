@@ -104,32 +104,41 @@ def plan(arguments: Sequence[str]) -> None:
     """Tells whether an experiment fits a pod of TPUs, and how fast it is there, without one."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: jaxnlp plan EXPERIMENT --topology v5p:8x8x8 [--mesh fsdp=64,tensor=8] [--search] [--json] …\n")
+        print("usage: jaxnlp plan EXPERIMENT --topology v5p:8x8x8 [--mesh fsdp=64,tensor=8 | --search] [--json] …\n")
         print("EXPERIMENT is a file or one of these; `jaxnlp plan EXPERIMENT --help` shows the options.\n")
         return experiments()
-    prog = f"jaxnlp plan {name}"
-    from jaxnlp.training import hlo
-
-    os.environ.update({"JAX_PLATFORMS": "cpu", **hlo.NO_TPU, **os.environ})  # nothing runs
-    asked, others = tyro.cli(Planning, args=rest, prog=prog, return_unknown_args=True)
-    path = experiment_path(name)
-    experiment, _, _ = parse_experiment(load_experiment(path), others, name=path.stem, prog=prog)
-
+    plans, asked = planned(arguments)
     from jaxnlp.training import plan as planning
     from jaxnlp.training import report
 
-    if asked.search:
-        say = lambda plan: print(planning.line(plan), file=sys.stderr, flush=True)  # noqa: E731
-        plans = planning.search(experiment, asked.topology, asked.seconds, say)[: asked.best]
-    else:
-        plans = [planning.plan(experiment, asked.topology, asked.mesh)]
     if asked.json:
         shown = [dataclasses.asdict(plan) for plan in plans]
-        print(json.dumps(shown if asked.search else shown[0], indent=1))
+        print(json.dumps(shown if asked.search else shown[0], indent=1, allow_nan=False))
     else:
         print("\n\n".join(map(planning.text, plans)))
     if asked.picture is not None:
         asked.picture.write_bytes(report.plans_png(plans))
+
+
+def planned(arguments: Sequence[str]) -> tuple[list[Any], "Planning"]:
+    """The plans that `plan` prints, and what was asked."""
+    name, *rest = arguments
+    prog = f"jaxnlp plan {name}"
+    from jaxnlp.training import hlo
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
+    with hlo.without_tpu():
+        asked, others = tyro.cli(Planning, args=rest, prog=prog, return_unknown_args=True)
+        asked.check()
+        path = experiment_path(name)
+        experiment, _, _ = parse_experiment(load_experiment(path), others, name=path.stem, prog=prog)
+
+        from jaxnlp.training import plan as planning
+
+        if not asked.search:
+            return [planning.plan(experiment, asked.topology, asked.mesh)], asked
+        say = lambda plan: print(planning.line(plan), file=sys.stderr, flush=True)  # noqa: E731
+        return planning.search(experiment, asked.topology, asked.seconds or 600.0, say)[: asked.best or 3], asked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,10 +148,21 @@ class Planning:
     topology: str  # v4:XxYxZ, v5p:XxYxZ, v5e:XxY or v6e:XxY chips; a100:N, h100:N, h200:N, cpu:N
     mesh: str | None = None  # instead of the experiment's --parallel
     search: bool = False  # try meshes and remat policies
-    seconds: float = 600.0  # of a search
-    best: int = 3  # plans that a search prints
+    seconds: float | None = None  # of a search: 600, if not given
+    best: int | None = None  # plans that a search prints: 3, if not given
     json: bool = False  # instead of text: an object, or of a search a list
     picture: Path | None = None  # a PNG of memory and time to write
+
+    def check(self) -> None:
+        """ValueError for options that would do nothing."""
+        if self.search and self.mesh is not None:
+            raise ValueError(
+                f"--mesh {self.mesh} with --search, which tries meshes of its own; allowed: one of the two"
+            )
+        for name in ("seconds", "best"):
+            value = getattr(self, name)
+            if value is not None and not (self.search and value > 0):
+                raise ValueError(f"--{name} {value}; allowed: more than 0, and with --search alone")
 
 
 def evaluate(

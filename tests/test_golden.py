@@ -14,6 +14,8 @@ GENERATORS = sorted((Path(__file__).parent / "golden").glob("*.py"))
 @pytest.mark.parity
 @pytest.mark.parametrize("generator", GENERATORS, ids=lambda path: path.stem)
 def test_stored_arrays_are_the_oracles(generator, tmp_path):
+    if generator.stem == "compiler":
+        pytest.importorskip("libtpu")
     copy = shutil.copy(generator, tmp_path)
     subprocess.run([sys.executable, copy], check=True, cwd=tmp_path)
     stored, live = np.load(generator.with_suffix(".npz")), np.load(tmp_path / f"{generator.stem}.npz")

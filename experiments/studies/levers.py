@@ -6,33 +6,20 @@ GPT-2 124M with fsdp over all chips; needs libtpu (`pip install 'jaxnlp[tpu]'`).
 """
 
 import argparse
-import json
-import subprocess
-import sys
 
-BASE = {"model.dtype": "bfloat16", "model.remat": "dots", "model.scan": "True", "accumulate": "1"}
+from jaxnlp import cli
+
+BASE = {"mesh": "auto", "model.dtype": "bfloat16", "model.remat": "dots", "accumulate": "1"}
 CHANGES = {
     "bfloat16, scanned, remat dots": {},
     "float32 products": {"model.dtype": "float32"},
     "remat none": {"model.remat": "none"},
     "remat full": {"model.remat": "full"},
-    "unrolled": {"model.scan": "False"},
+    "unrolled": {"model.no-scan": None},
     "accumulate 4": {"accumulate": "4"},
     "bfloat16 first moments": {"optim.mu-dtype": "bfloat16"},
-    "data instead of fsdp": {"mesh": "data={}"},
+    "data instead of fsdp": {"mesh": "pmap"},
 }
-
-
-def planned(topology: str, batch_size: int, changes: dict[str, str]) -> dict:
-    chips = 1
-    for n in topology.partition(":")[2].split("x"):
-        chips *= int(n)
-    options = {"mesh": "fsdp={}", **BASE, **changes, "topology": topology, "batch-size": str(batch_size)}
-    command = [sys.executable, "-m", "jaxnlp", "plan", "gpt2", "--json"]
-    for name, value in options.items():
-        flag = {"True": f"--{name}", "False": f"--{name.replace('model.', 'model.no-')}"}.get(value)
-        command += [flag] if flag else [f"--{name}", value.format(chips)]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def main():
@@ -42,12 +29,14 @@ def main():
     args = parser.parse_args()
     print("| | peak GiB | seconds a step | compiled in |\n|---|---|---|---|", flush=True)
     for name, changes in CHANGES.items():
-        plan = planned(args.topology, args.batch_size, changes)
-        fits = "" if plan["fits"] else ", does not fit"
-        seconds = plan["step_seconds"].get("xla")
+        options = {**BASE, **changes, "topology": args.topology, "batch-size": str(args.batch_size)}
+        flags = [part for option, value in options.items() for part in (f"--{option}", value) if part is not None]
+        [plan], _ = cli.planned(["gpt2", *flags])
+        fits = "" if plan.fits else ", does not fit"
+        seconds = plan.step_seconds.get("xla")
         shown = "" if seconds is None else f"{seconds:.3f}"
-        peak = plan["memory_bytes"]["peak"] / 2**30
-        print(f"| {name} | {peak:.2f}{fits} | {shown} | {plan['compile_seconds']:.0f} s |", flush=True)
+        compiled = "" if plan.compile_seconds is None else f"{plan.compile_seconds:.0f} s"
+        print(f"| {name} | {plan.memory_bytes['peak'] / 2**30:.2f}{fits} | {shown} | {compiled} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,36 +7,23 @@ remat dots; needs libtpu (`pip install 'jaxnlp[tpu]'`). Efficiency: seconds a st
 """
 
 import argparse
-import json
 import pathlib
-import subprocess
-import sys
 
-TOPOLOGIES = ("v5p:2x2x2", "v5p:2x4x4", "v5p:4x4x8", "v5p:8x8x8")
+from jaxnlp import cli
 
-
-def planned(topology: str, size: str, rows: int, fsdp: int) -> dict:
-    chips = 1
-    for n in topology.partition(":")[2].split("x"):
-        chips *= int(n)
-    mesh = f"data={chips // min(chips, fsdp)},fsdp={min(chips, fsdp)}"
-    command = [sys.executable, "-m", "jaxnlp", "plan", "gpt3", "--size", size, "--batch-size", str(rows * chips)]
-    command += ["--topology", topology, "--mesh", mesh, "--model.remat", "dots", "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout) | {"chips": chips}
+TOPOLOGIES = {8: "v5p:2x2x2", 32: "v5p:2x4x4", 128: "v5p:4x4x8", 512: "v5p:8x8x8"}
 
 
-def picture(plans: list[dict], out: pathlib.Path) -> None:
+def picture(plans: dict, out: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.0, 3.2), layout="constrained")
     axes = figure.subplots()
     for name, colour in (("xla", "#1f5fa8"), ("roofline", "#9bb8d9")):
-        first = plans[0]["step_seconds"][name]
-        share = [100 * first / plan["step_seconds"][name] for plan in plans]
-        axes.plot([plan["chips"] for plan in plans], share, marker="o", color=colour, label=name)
+        seconds = [plan.step_seconds[name] for plan in plans.values()]
+        axes.plot(list(plans), [100 * seconds[0] / s for s in seconds], marker="o", color=colour, label=name)
     axes.set_xscale("log", base=2, nonpositive="clip")
-    axes.set_xticks([plan["chips"] for plan in plans], [str(plan["chips"]) for plan in plans])
+    axes.set_xticks(list(plans), list(map(str, plans)))
     axes.set_ylim(0, 115)
     axes.set_xlabel("chips")
     axes.set_title("weak scaling: efficiency in %, by estimate", loc="left", fontsize=10)
@@ -52,15 +39,16 @@ def main():
     parser.add_argument("--fsdp", type=int, default=32)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    plans = []
+    plans = {}
     print("chips   seconds a step: xla   roofline   efficiency: xla   MFU: xla   peak GiB", flush=True)
-    for topology in TOPOLOGIES:
-        plans.append(planned(topology, args.size, args.rows, args.fsdp))
-        seconds, first = plans[-1]["step_seconds"], plans[0]["step_seconds"]
-        efficiency = first["xla"] / seconds["xla"]
+    for chips, topology in TOPOLOGIES.items():
+        fsdp = min(chips, args.fsdp)
+        asked = ["gpt3", "--size", args.size, "--batch-size", str(args.rows * chips), "--model.remat", "dots"]
+        [plan], _ = cli.planned([*asked, "--topology", topology, "--mesh", f"data={chips // fsdp},fsdp={fsdp}"])
+        plans[chips], seconds, first = plan, plan.step_seconds, next(iter(plans.values()), plan).step_seconds
         print(
-            f"{plans[-1]['chips']:5}{seconds['xla']:22.3f}{seconds['roofline']:11.3f}{efficiency:18.1%}"
-            f"{plans[-1]['mfu']['xla']:11.1%}{plans[-1]['memory_bytes']['peak'] / 2**30:11.1f}",
+            f"{chips:5}{seconds['xla']:22.3f}{seconds['roofline']:11.3f}{first['xla'] / seconds['xla']:18.1%}"
+            f"{plan.mfu['xla']:11.1%}{plan.memory_bytes['peak'] / 2**30:11.1f}",
             flush=True,
         )
     if args.out is not None:

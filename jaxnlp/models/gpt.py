@@ -64,12 +64,13 @@ class Config:
     def ff_width(self) -> int:
         return self.d_ff or 4 * self.d_model
 
-    def flops(self, length: int) -> float:
+    def flops(self, length: int, vocabulary: bool = True) -> float:
         """FLOPs that training spends on a token of a sequence: 6 for each weight of a product, and the attention's.
 
         6 (L (4 D H K + 2 D F) + D V) + attention; recomputation does not count (Chowdhery et al., 2022, appendix B).
+        Without the product with the vocabulary, D V, where a head stands in its place; the head's own is too small.
         """
-        D, V, heads = self.d_model, self.vocab_size, self.n_heads * self.head_width
+        D, V, heads = self.d_model, self.vocab_size * vocabulary, self.n_heads * self.head_width
         return 6 * (self.n_layers * (4 * D * heads + 2 * D * self.ff_width) + D * V) + self.attention_flops(length)
 
     def attention_flops(self, length: int) -> float:

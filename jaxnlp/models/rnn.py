@@ -59,11 +59,14 @@ class Config:
     def embed_width(self) -> int:
         return self.d_embed or self.d_model
 
-    def flops(self, length: int) -> float:
-        """FLOPs that training spends on a token: 6 for each weight of a product, whatever the length."""
+    def flops(self, length: int, vocabulary: bool = True) -> float:
+        """FLOPs that training spends on a token: 6 for each weight of a product, whatever the length.
+
+        Without `vocabulary` there is no output over it, as under a classification head.
+        """
         n_gates, D = {"rnn": 1, "gru": 3, "lstm": 4}[self.cell], self.d_model
         inputs = self.embed_width + (self.n_layers - 1) * D
-        return 6.0 * (n_gates * D * (inputs + self.n_layers * D) + D * self.vocab_size)
+        return 6.0 * (n_gates * D * (inputs + self.n_layers * D) + (D * self.vocab_size if vocabulary else 0))
 
     def build(self, heads: tuple[Classification, ...] = ()) -> "RNN":
         return RNN(self, heads)

@@ -100,7 +100,7 @@ class Config:
     def output_vocab_size(self) -> int:
         return self.target_vocab_size or self.vocab_size
 
-    def flops(self, length: int) -> float:
+    def flops(self, length: int, vocabulary: bool = True) -> float:
         """FLOPs that training spends on a token, source or target: 6 for each weight of a product, and the attention's.
 
         A pair has as many target tokens as source tokens, and each target token looks at every source state.
@@ -110,7 +110,7 @@ class Config:
         gates = {"rnn": 1, "gru": 3, "lstm": 4}[self.cell]
         encoder = gates * C * (E + D + (L - 1) * (C + D))
         fed = {"none": 0, "additive": C}.get(self.attention, R if self.input_feeding else 0)
-        decoder = gates * D * (E + fed + D + (L - 1) * 2 * D) + R * self.output_vocab_size
+        decoder = gates * D * (E + fed + D + (L - 1) * 2 * D) + (R * self.output_vocab_size if vocabulary else 0)
         if self.attention != "none":
             decoder += R * (D + C + (E if self.attention == "additive" else 0)) + length * (A + C)
             decoder += {"additive": (D + C) * A, "dot": 0, "general": C * D}[self.attention]

@@ -3,7 +3,7 @@
     a_s = softmax_s(score(q, h_s)),  c = sum_s a_s h_s
 
     additive   score = v' tanh(W q + k_s),  k_s = U h_s + b      Bahdanau et al., 2015, appendix A.1.2
-    general    score = q' k_s,              k_s = U h_s + b      Luong et al., 2015, eq. 8 (there without b)
+    general    score = q' k_s,              k_s = U h_s          Luong et al., 2015, eq. 8
     dot        score = q' h_s                                    ibid.
 
 Letters: B batch, T queries, S source length, D width of a query, C width of a source state, A width of a key.
@@ -33,8 +33,10 @@ class Keys(nn.Module):
     def __call__(self, states: Float[Array, "B S C"]) -> Float[Array, "B S A"]:
         if self.score == "dot":
             return states
-        init = NORMAL if self.score == "additive" else nn.initializers.glorot_uniform()
-        return Projection((self.features,), kernel_init=init, dtype=self.dtype, name="project")(states)
+        additive = self.score == "additive"
+        init = NORMAL if additive else nn.initializers.glorot_uniform()
+        project = Projection((self.features,), use_bias=additive, kernel_init=init, dtype=self.dtype, name="project")
+        return project(states)
 
 
 class Alignment(nn.Module):

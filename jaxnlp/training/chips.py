@@ -1,7 +1,6 @@
 """What accelerators can do, by the names of their kinds: from Google Cloud's and NVIDIA's public pages, dense rates."""
 
 import dataclasses
-import math
 from typing import Any
 
 GB, GiB = 1e9, 2**30
@@ -9,8 +8,8 @@ GB, GiB = 1e9, 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    peak: float  # FLOP/s of bfloat16 products
-    memory: float  # bytes
+    peak: float | None  # FLOP/s of bfloat16 products; None, as below, where it is not known
+    memory: float | None  # bytes
     link: float = 0.0  # bytes/s of one link of a TPU to a neighbour, one way
     clock: float = 0.0  # Hz of a TPU: the peak rate / FLOPs of its matrix units in a cycle
     axes: int = 1  # of the torus
@@ -25,7 +24,7 @@ CHIPS = {
     "a100": Chip(312e12, 80 * GB, device="NVIDIA A100"),
     "h100": Chip(989e12, 80 * GB, device="NVIDIA H100"),
     "h200": Chip(989e12, 141 * GB, device="NVIDIA H200"),
-    "cpu": Chip(math.nan, math.nan, device="cpu"),
+    "cpu": Chip(None, None, device="cpu"),
 }
 
 

@@ -1,15 +1,18 @@
 """What a compiled program for TPUs does, read from its text: collectives, cycles and loops.
 
 XLA's own cost analysis counts the body of a loop once; here every computation counts as often as it runs. A loop runs
-as often as the constant that its condition compares with; one with another condition counts once, and is named.
+as often as the constant that its condition compares with; one with another condition counts once, and is named. Of a
+conditional, the branch with the most cycles counts. ValueError for an array or a group that is not understood.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 # Under these libtpu compiles, and looks for no TPU; set before JAX is imported, they also keep it from warning.
@@ -23,7 +26,20 @@ NO_TPU = {
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\-]*)\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_NUMBER = re.compile(r"(?:bf|[sufc])(\d+)(?:e\w+)?")  # a dtype and its bits: s4, bf16, f8e4m3fn, c64
+
+
+@contextlib.contextmanager
+def without_tpu() -> Iterator[None]:
+    """The environment with NO_TPU, where it says nothing else; as it was, afterwards."""
+    missing = NO_TPU.keys() - os.environ.keys()
+    os.environ.update({name: NO_TPU[name] for name in missing})
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,59 +48,92 @@ class Collective:
 
     kind: str
     group: int  # devices that exchange
-    size: int  # bytes of the whole array: what a gather ends with, what a reduction begins with
-    times: int
-    hidden: bool  # started early and awaited later, so that computing goes on meanwhile
+    size: float  # bytes of the whole array: what a gather ends with, what a reduction begins with
+    times: int = 1
+    hidden: bool = False  # started early and awaited later, so that computing goes on meanwhile
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    cycles: float  # XLA's estimate for everything but collectives and kernels
-    collectives: tuple[Collective, ...]
-    kernels: tuple[tuple[str, int], ...]  # Pallas kernels by name, and how often each runs
-    unknown_loops: tuple[str, ...]
+    cycles: float = 0.0  # XLA's estimate for everything but collectives and kernels
+    collectives: tuple[Collective, ...] = ()
+    kernels: tuple[tuple[str, int], ...] = ()  # Pallas kernels by name, and how often each runs
+    unknown_loops: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> tuple[float, float]:
+        """By which the branches of a conditional are compared."""
+        return self.cycles, sum(x.size * x.times for x in self.collectives)
+
+    def repeated(self, times: int) -> "Program":
+        return Program(
+            times * self.cycles,
+            tuple(dataclasses.replace(x, times=times * x.times) for x in self.collectives),
+            tuple((name, times * n) for name, n in self.kernels),
+            self.unknown_loops,
+        )
 
 
 def read(text: str) -> Program:
     computations, entry = _computations(text)
-    cycles, found, kernels, unknown = 0.0, [], [], []
+    counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
+    devices = math.prod(map(int, counts))
 
-    def visit(name: str, times: int) -> None:
-        nonlocal cycles
-        for line in computations.get(name, ()):
-            match = _INSTRUCTION.match(line)
-            if match is None:
-                continue
-            own, result, opcode = match.groups()
-            if estimate := re.search(r'"estimated_cycles":"(\d+)"', line):
-                cycles += times * int(estimate[1])
-            called = dict(re.findall(r"(body|condition|to_apply|calls)=%?([\w.\-]+)", line))
-            if opcode == "while":
-                trips = _trips(computations[called["condition"]], computations[called["body"]])
-                if trips is None:
-                    unknown.append(own)
-                visit(called["body"], times * (trips or 1))
-            elif opcode == "conditional":
-                for branch in re.findall(r"%([\w.\-]+)", line.partition("branch_computations={")[2].partition("}")[0]):
-                    visit(branch, times)
-            elif opcode in ("call", "async-start"):
-                visit(called.get("calls") or called["to_apply"], times)
-            elif opcode == "fusion" and "all-reduce-scatter" in called["calls"]:
-                inner = "\n".join(computations[called["calls"]])
-                array = re.search(r"= (.*?) all-reduce\(", inner)
-                found.append(Collective("reduce-scatter", _group(inner), _size(array[1]), times, hidden=False))
-            elif opcode == "fusion":
-                for inner in computations.get(called["calls"], ()):
-                    if kind := re.search(rf" ({'|'.join(COLLECTIVES)})(-start)?\(", inner):
-                        array = _INSTRUCTION.match(inner)[2]
-                        found.append(Collective(kind[1], _group(inner), _size(array), times, hidden=True))
-            elif kind := re.fullmatch(rf"({'|'.join(COLLECTIVES)})(-start)?", opcode):
-                found.append(Collective(kind[1], _group(line), _whole(opcode, result, line), times, bool(kind[2])))
-            elif opcode == "custom-call" and '"tpu_custom_call"' in line:
-                kernels.append((own, times))
+    @functools.cache
+    def once(name: str) -> Program:
+        return _together(map(instruction, computations[name]))
 
-    visit(entry, 1)
-    return Program(cycles, tuple(found), tuple(kernels), tuple(unknown))
+    def instruction(line: str) -> Program:
+        match = _INSTRUCTION.match(line)
+        if match is None:
+            return Program()
+        own, result, opcode = match.groups()
+        estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
+        cycles = Program(cycles=float(estimate[1]) if estimate else 0.0)
+        called = dict(re.findall(r"(body|condition|to_apply|calls)=%?([\w.\-]+)", line))
+        inside = computations.get(called.get("calls", ""), ())
+        collective = re.fullmatch(rf"({'|'.join(COLLECTIVES)})(-start)?", opcode)
+        if opcode == "while":
+            trips = _trips(computations[called["condition"]], computations[called["body"]])
+            body = once(called["body"]).repeated(trips or 1)
+            return _together([cycles, body, Program(unknown_loops=() if trips else (own,))])
+        if opcode == "conditional":
+            return _together([cycles, max(map(once, _branches(line)), key=lambda branch: branch.weight)])
+        if opcode in ("call", "async-start"):
+            return _together([cycles, once(called.get("calls") or called["to_apply"])])
+        if opcode == "fusion" and "all-reduce-scatter" in called["calls"]:
+            found = [("reduce-scatter", x, False) for x in inside if " all-reduce(" in x]
+        elif opcode == "fusion":
+            kinds = [(re.search(rf" ({'|'.join(COLLECTIVES)})(-start)?\(", x), x) for x in inside]
+            found = [(kind[1], x, True) for kind, x in kinds if kind]
+        elif collective:
+            group = _group(line, devices)
+            exchange = Collective(collective[1], group, _whole(opcode, result, group), hidden=bool(collective[2]))
+            return _together([cycles, Program(collectives=(exchange,))])
+        else:
+            is_kernel = opcode == "custom-call" and '"tpu_custom_call"' in line
+            return dataclasses.replace(cycles, kernels=((own, 1),) if is_kernel else ())
+        exchanges = tuple(
+            Collective(kind, _group(x, devices), _size(_INSTRUCTION.match(x)[2]), hidden=hidden)
+            for kind, x, hidden in found
+        )
+        return dataclasses.replace(cycles, collectives=exchanges)
+
+    return once(entry)
+
+
+def _together(programs: Iterable[Program]) -> Program:
+    """One after another."""
+    cycles, *others = zip(*((p.cycles, p.collectives, p.kernels, p.unknown_loops) for p in (Program(), *programs)))
+    return Program(sum(cycles), *(sum(parts, ()) for parts in others))
+
+
+def _branches(line: str) -> list[str]:
+    """Computations of a conditional, whose predicate is a number or a truth value."""
+    listed = re.search(r"branch_computations=\{(.*?)\}", line)
+    return (
+        re.findall(r"%([\w.\-]+)", listed[1]) if listed else re.findall(r"(?:true|false)_computation=%([\w.\-]+)", line)
+    )
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -112,27 +161,35 @@ def _trips(condition: Sequence[str], body: Sequence[str]) -> int | None:
     return -(-int(stop[0]) // (int(size[1]) if size else 1))
 
 
-def _whole(opcode: str, result: str, line: str) -> int:
+def _whole(opcode: str, result: str, group: int) -> float:
     """Bytes of the whole array of an exchange. What starts one early gives its operands beside its results."""
-    size, group = _size(result), _group(line)
+    size = _size(result)
     match opcode:
         case "reduce-scatter":
             return size * group
         case "all-gather-start":
-            return size * group // (group + 1)
+            return size * group / (group + 1)
         case "collective-permute-start":
-            return (size - 8) // 2  # and two numbers
+            return (size - 8) / 2  # and two numbers
     return size
 
 
-def _size(result: str) -> int:
-    arrays = [(BYTES.get(kind), dims) for kind, dims in _ARRAY.findall(result)]
-    return sum(size * math.prod(int(n) for n in dims.split(",") if n) for size, dims in arrays if size)
+def _size(result: str) -> float:
+    return sum(
+        _bits(kind) / 8 * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in _ARRAY.findall(result)
+    )
 
 
-def _group(line: str) -> int:
-    """Devices of one group, from any of the three ways in which XLA writes them."""
-    if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+def _bits(kind: str) -> int:
+    number = _NUMBER.fullmatch(kind)
+    if number is None and kind not in ("pred", "token"):
+        raise ValueError(f"an exchange of arrays of {kind}; allowed: pred, token, s4, u8, bf16, f8e4m3fn, f32, …")
+    return int(number[1]) if number else {"pred": 8, "token": 0}[kind]
+
+
+def _group(line: str, devices: int) -> int:
+    """Devices of one group, from any of the ways in which XLA writes them; {} are all."""
+    if match := re.search(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\))? \{(.*?)\}", line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
         parts = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", match[2])
         return math.prod(int(part) if part else sizes[name] for name, _, part in parts)
@@ -140,6 +197,8 @@ def _group(line: str) -> int:
         return int(match[2])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return match[1].count(",") + 1
-    if match := re.search(r"source_target_pairs=", line):
+    if "replica_groups={}" in line:
+        return devices
+    if "source_target_pairs=" in line:
         return 2
-    return 1
+    raise ValueError(f"an exchange between devices that are not understood: {line.strip()[:200]}")

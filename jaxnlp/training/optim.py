@@ -56,6 +56,8 @@ class Optim:
         for name, low, high in (("warmup", 0, 1), ("end", 0, 1), ("end_at", 0, 1), ("b1", 0, 1), ("b2", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"optim.{name}={getattr(self, name)}; allowed: {low} to {high}")
+        if self.end_at < self.warmup:
+            raise ValueError(f"optim.end_at={self.end_at}; allowed: optim.warmup={self.warmup} to 1")
         for name in ("lr", "epsilon", "clip", "layer_decay"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)}; allowed: more than 0")

@@ -40,6 +40,8 @@ CUTS: Mapping[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "feed_forward": ("tensor",),
     "vocabulary": ("tensor",),
+    "positions": (),  # this and the next: cut in place of a width that does not divide
+    "head": (),
     "batch": ("data", "fsdp"),
     "features": ("tensor",),  # of activations between sublayers: what is kept for the backward pass
     "queries": ("sequence",),  # positions, but for keys and values
@@ -49,16 +51,21 @@ CUTS: Mapping[str, tuple[str, ...]] = {
 # The axes of the parameters whose path ends like this, and of the optimizer's arrays for them; None is never cut. A
 # leading axis more is that of scanned layers.
 RULES: Mapping[str, tuple[str | None, ...]] = {
-    r"embed/tokens": ("vocabulary", "width"),
-    r"embed/positions": (None, "width"),
-    r"attention/qkv/kernel": ("heads", None, None, "width"),
+    r"(embed|output|source|target)/tokens": ("vocabulary", "width"),
+    r"output_bias": ("vocabulary",),
+    r"embed/positions": ("positions", "width"),
+    r"attention/qkv/kernel": ("heads", None, "head", "width"),
     r"attention/qkv/bias": ("heads", None, None),
-    r"attention/out/kernel": ("width", "heads", None),
+    r"attention/out/kernel": ("width", "heads", "head"),
     r"mlp/in/kernel": ("feed_forward", "width"),
     r"mlp/in/bias": ("feed_forward",),
     r"mlp/out/kernel": ("width", "feed_forward"),
+    # A recurrence is not cut: every step would wait for every device.
+    r"(input|recurrent)/kernel": (None, None, "width"),
+    r"(readout|project|query|bridge_\d+_\d+)/kernel": (None, "width"),
     r"heads/\w+/kernel": ("width", None),
-    r"(norm|norm_\d)/(scale|bias)|out/bias": (None,),
+    r"input/bias": (None, None),
+    r"(norm|norm_\d)/(scale|bias)|(out|recurrent|readout|project|bridge_\d+_\d+)/bias|attention/v": (None,),
 }
 
 WHOLE = PartitionSpec()
@@ -127,15 +134,55 @@ def axes(path: str, n_axes: int) -> tuple[str | None, ...]:
     return (None,) * n_axes
 
 
-def spec(path: str, n_axes: int) -> PartitionSpec:
-    return PartitionSpec(*(None if name is None else CUTS[name] for name in axes(path, n_axes)))
+def spec(path: str, shape: Sequence[int], sizes: Mapping[str, int]) -> PartitionSpec:
+    """How a mesh of these sizes cuts an array."""
+    return PartitionSpec(*_cuts(path, shape, sizes))
+
+
+def _cuts(path: str, shape: Sequence[int], sizes: Mapping[str, int]) -> list[tuple[str, ...] | None]:
+    """The mesh axes that cut each of an array's: those that CUTS says, where they divide it, as JAX cuts evenly alone.
+
+    What would not divide an axis cuts the array's largest other one by RULES that it does divide; else it cuts none.
+    """
+    names = axes(path, len(shape))
+    cuts: list[tuple[str, ...] | None] = [None if name is None else () for name in names]
+    parts, left = list(shape), []
+
+    def cut(axis: str, among: Iterable[int]) -> bool:
+        at = next((i for i in among if parts[i] % sizes[axis] == 0), None)
+        if at is not None:
+            cuts[at] += (axis,)
+            parts[at] //= sizes[axis]
+        return at is not None
+
+    for at, name in enumerate(names):
+        left += [axis for axis in CUTS[name] if not cut(axis, [at])] if name else []
+    for axis in left:
+        cut(axis, sorted((i for i, name in enumerate(names) if name), key=lambda i: -parts[i]))
+    return cuts
+
+
+def uncut(tree: Any, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Paths of the arrays that the mesh cuts less than CUTS asks, and the bytes of each that a device has for it."""
+    costs: dict[str, float] = {}
+
+    def note(path: str, x: Any) -> None:
+        names = [name for name in axes(path, x.ndim) if name is not None]
+        asked = math.prod(sizes[axis] for name in names for axis in CUTS[name])
+        given = math.prod(sizes[axis] for cut in _cuts(path, x.shape, sizes) for axis in cut or ())
+        if given < asked:
+            costs[path] = x.size * x.dtype.itemsize * (1 / given - 1 / asked)
+
+    by_path(note, tree)
+    return costs
 
 
 def constrain(tree: Any) -> Any:
     """What follows the parameters, such as their gradients, laid as they are; on a mesh only."""
     if not nn.get_logical_axis_rules():
         return tree
-    return by_path(lambda path, x: jax.lax.with_sharding_constraint(x, spec(path, x.ndim)), tree)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return by_path(lambda path, x: jax.lax.with_sharding_constraint(x, spec(path, x.shape, sizes)), tree)
 
 
 def by_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
@@ -275,7 +322,7 @@ class OverMesh(Jit):
         return NamedSharding(self.mesh, PartitionSpec(None, CUTS["batch"]))
 
     def _sharding(self, path: str, x: Any) -> Sharding:
-        return NamedSharding(self.mesh, spec(path, x.ndim))
+        return NamedSharding(self.mesh, spec(path, x.shape, self.sizes))
 
     def update(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return self.within(self.compiled(function))
@@ -311,18 +358,24 @@ def layout(parallel: str) -> Jit:
 def check(sizes: Mapping[str, int], params: Any, *, batch_size: int, accumulate: int, lengths: Iterable[int]) -> None:
     """ValueError for an axis of the model or of a batch that the mesh of these sizes cannot cut evenly.
 
+    A width is refused only where its mesh axis would cut no parameter at all: see `spec`, and `uncut` for the cost.
+
     Args:
         params: arrays or their shapes.
     """
     found: dict[str, set[int]] = {"queries": set(lengths)}
+    used: set[str] = set()
 
     def note(path: str, x: Any) -> None:
+        used.update(axis for cut in _cuts(path, x.shape, sizes) for axis in cut or ())
         for name, size in zip(axes(path, x.ndim), x.shape):
             if name is not None:
                 found.setdefault(name, set()).add(size)
 
     by_path(note, params)
     found["features"] = found.get("width", set())
+    if used.issuperset(CUTS["width"]):
+        found.pop("width", None)
     for name, values in found.items():
         parts = math.prod(sizes[axis] for axis in CUTS[name])
         for value in sorted(values):

@@ -64,12 +64,13 @@ def shapes(cell, n_layers, bidirectional, attention, share_embeddings=False, tie
     if bidirectional:
         found["encoder/bridge_0_0/kernel"], found["encoder/bridge_0_0/bias"] = (D, C), (D,)
     if attention != "none":
-        found["encoder/keys/project/kernel"], found["encoder/keys/project/bias"] = (D, C), (D,)
+        found["encoder/keys/project/kernel"] = (D, C)
         at = "decoder/step/readout" if input_feeding else "decoder/readout"
         found[f"{at}/kernel"] = (R, D + C + (E if attention == "additive" else 0))
         found[f"{at}/bias"] = (R,)
     if attention == "additive":
         found["decoder/step/attention/query/kernel"], found["decoder/step/attention/v"] = (D, D), (D,)
+        found["encoder/keys/project/bias"] = (D,)
     return found
 
 
@@ -132,7 +133,7 @@ def forward(p, options):
     table = target if options.get("tied") else p["output/tokens"]
     keys = None
     if attention != "none":
-        keys = states @ p["encoder/keys/project/kernel"].T + p["encoder/keys/project/bias"]
+        keys = states @ p["encoder/keys/project/kernel"].T + p.get("encoder/keys/project/bias", 0)
     fed, logits = torch.zeros(B, table.shape[1], dtype=torch.float64), []
 
     def attend(score):

@@ -60,6 +60,26 @@ def test_schedule(decay):
         assert math.isclose(rate(t), 2.0 * shape((t - 10) / 90), rel_tol=1e-5)
 
 
+def test_the_schedule_ends_where_it_is_told():
+    """GPT-3's: warm until step 10, at a tenth from step 60 of 100 on."""
+    rate = schedule(Optim(lr=2.0, warmup=0.1, end=0.1, end_at=0.6), 100)
+    assert math.isclose(rate(35), 2.0 * (0.1 + 0.9 / 2), rel_tol=1e-6)
+    for t in (60, 61, 80, 99):
+        assert math.isclose(rate(t), 0.2, rel_tol=1e-6)
+    with pytest.raises(ValueError, match=r"optim.end_at=0.05; allowed: optim.warmup=0.1 to 1"):
+        Optim(warmup=0.1, end_at=0.05)
+
+
+def test_first_moments_in_bfloat16():
+    """Half the bytes of the first moments, nothing else, and nearly the same update."""
+    params = {"layer": {"kernel": jnp.ones((4, 3))}}
+    for dtype in ("float32", "bfloat16"):
+        state = optimizer(Optim(mu_dtype=dtype), 10).init(params)
+        assert [x.dtype for x in jax.tree.leaves(state) if x.ndim] == [jnp.dtype(dtype), jnp.float32]
+    whole, half = (updates(Optim(mu_dtype=dtype), params) for dtype in ("float32", "bfloat16"))
+    np.testing.assert_allclose(half["layer"]["kernel"], whole["layer"]["kernel"], rtol=0.02)
+
+
 def test_decay_is_on_matrices_and_tables_alone(params):
     decayed = {path for path, on in zip(optim.paths(params), jax.tree.leaves(optim.decayed(params)), strict=True) if on}
     assert decayed == {path for path in optim.paths(params) if path.endswith(("kernel", "tokens", "positions"))}

@@ -12,9 +12,10 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from jaxnlp.models import gpt
+from jaxnlp.models import gpt, rnn, seq2seq
 from jaxnlp.models.heads import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
+from jaxnlp.tasks.translation import Translation
 from jaxnlp.training import parallel
 from jaxnlp.training.optim import Optim, optimizer
 from jaxnlp.training.step import Trainer
@@ -102,6 +103,32 @@ def test_agrees_with_plain_jit(form, fields, batches, expected):
     np.testing.assert_allclose(jax.device_get(state.sums)["loss"], expected[0].sums["loss"], rtol=1e-5)
 
 
+RECURRENT = {
+    "rnn": (rnn.Config(vocab_size=120, cell="gru", d_model=32, dropout=0.0), LanguageModeling(length=LENGTH)),
+    "seq2seq": (
+        seq2seq.Config(vocab_size=120, d_embed=16, d_model=32, tied=True, attention="general", input_feeding=True),
+        Translation(length=LENGTH),
+    ),
+}
+
+
+@pytest.mark.parametrize(("form", "fields"), [("pmap", {}), (MESHES[-1], {}), (MESHES[-2], {"accumulate": 2})])
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_models_agree_with_plain_jit(name, form, fields, batches):
+    config, task = RECURRENT[name]
+    few = {key: batches[key][:4] for key in ("input_ids", "labels", "weights")}
+    if name == "seq2seq":
+        mask = few["weights"][..., ::-1] if fields else few["weights"]  # padding on the left, or on the right
+        few |= {"attention_mask": mask.astype(np.int32), "decoder_input_ids": few["input_ids"][..., ::-1]}
+    given = {"model": config.build(), "task": task}
+    expected = run("jit", few, **given)
+    found = run(form, few, **given, **fields)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    assert_close(found[2], expected[2])
+    assert_close(found[0].params, expected[0].params)
+    np.testing.assert_allclose(found[3]["loss"], expected[3]["loss"], rtol=1e-5)
+
+
 # Dropout --------------------------------------------------------------------------------------------------------------
 
 
@@ -147,36 +174,44 @@ def test_under_pmap_and_accumulation_no_two_rows_share_a_mask(batches):
 # Rules ----------------------------------------------------------------------------------------------------------------
 
 
-def parameters(scan: bool):
-    """Shapes of every parameter that a GPT may have, by path."""
-    model = dataclasses.replace(gpt.VARIANTS["gpt2"], scan=scan).build((Classification(3),))
+BUILT = {
+    "gpt": gpt.VARIANTS["gpt2"].build((Classification(3),)),
+    "scanned": dataclasses.replace(gpt.VARIANTS["gpt2"], scan=True).build((Classification(3),)),
+    "rnn": rnn.Config().build(),
+    **{name: seq2seq.VARIANTS[name].build() for name in ("rnnsearch", "luong")},
+}
+
+
+def parameters(name: str):
+    """Shapes of every parameter that a model may have, by path."""
+    model = BUILT[name]
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return flatten_dict(shapes, sep="/")
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_every_matrix_matches_a_rule(scan):
-    for path, x in parameters(scan).items():
+@pytest.mark.parametrize("name", BUILT)
+def test_every_matrix_matches_a_rule(name):
+    for path, x in parameters(name).items():
         rules = [names for pattern, names in parallel.RULES.items() if re.search(f"(^|/)({pattern})$", path)]
         assert len(rules) == 1, f"{path}: {rules}"
-        layers = scan and path.startswith("blocks/")
+        layers = name == "scanned" and path.startswith("blocks/")
         assert len(rules[0]) == x.ndim - layers, path
         assert parallel.axes(path, x.ndim) == (None,) * layers + rules[0]
 
 
 def test_every_rule_matches_something():
-    paths = list(parameters(scan=True))
+    paths = [path for name in BUILT for path in parameters(name)]
     for pattern in parallel.RULES:
         assert any(re.search(f"(^|/)({pattern})$", path) for path in paths), pattern
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_what_is_large_is_cut_and_what_follows_the_parameters_lies_with_them(scan):
+@pytest.mark.parametrize("name", ["gpt", "scanned", "rnnsearch"])
+def test_what_is_large_is_cut_and_what_follows_the_parameters_lies_with_them(name):
     layout = parallel.OverMesh(parallel.make_mesh({"fsdp": 4, "tensor": 2}))
-    config = dataclasses.replace(gpt.VARIANTS["gpt2"], scan=scan)
-    t = dataclasses.replace(trainer(config), optimizer=optimizer(Optim(), 10), ema=0.9)
-    ids = jnp.zeros((8, 8), jnp.int32)
-    batch = {"input_ids": ids, "labels": ids, "weights": jnp.zeros((8, 8))}
+    t = dataclasses.replace(trainer(BUILT[name].config), optimizer=optimizer(Optim(), 10), ema=0.9)
+    if name == "rnnsearch":
+        t = dataclasses.replace(t, task=Translation(length=8))
+    batch = t.task.shapes(8)
 
     def init(key):
         return t.init(t.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"], batch)
@@ -219,7 +254,7 @@ def test_a_mesh_of_other_than_all_devices_is_refused(sizes, message):
 @pytest.mark.parametrize(("sizes", "changed", "message"), [
     ({"tensor": 8}, {}, r"heads=4 cannot be cut by tensor=8; allowed: 1, 2, 4$"),
     ({"tensor": 3}, {}, r"cannot be cut by tensor=3; allowed: "),
-    ({"fsdp": 4, "sequence": 16}, {}, r"width=32 cannot be cut by fsdp=4 \* sequence=16; allowed: 1, 2, 4, 8, 16, 32"),
+    ({"fsdp": 3, "sequence": 2}, {}, r"width=32 cannot be cut by fsdp=3 \* sequence=2; allowed: 1, 2, 4, 8, 16, 32"),
     ({"sequence": 4}, {"lengths": [16, 6]}, r"queries=6 cannot be cut by sequence=4; allowed: 1, 2, 3, 6"),
     ({"data": 2, "fsdp": 4}, {"batch_size": 12}, r"batch_size=12 cannot be cut by data=2 \* fsdp=4; allowed: 8 or"),
     ({"data": 8}, {"batch_size": 4}, r"batch_size=4 cannot be cut by data=8; allowed: 8 or a multiple of it"),
