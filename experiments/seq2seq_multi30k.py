@@ -1,7 +1,7 @@
 """Captions of Multi30k from English to German: a GRU with Bahdanau's attention.
 
     jaxnlp train seq2seq_multi30k --data-dir DIR
-    jaxnlp evaluate runs/seq2seq_multi30k --split test_2016 --task.n-beams 12 --data-dir DIR
+    jaxnlp evaluate runs/seq2seq_multi30k --split test_2016 --data-dir DIR
 
 29,000 pairs, one byte-level vocabulary of 8,000 for both languages, of which one table serves source, target and
 output.

@@ -12,6 +12,7 @@ Exit codes: 2 for what the caller can mend, 130 interrupted, and those of traini
 import ast
 import dataclasses
 import difflib
+import glob
 import importlib.util
 import inspect
 import itertools
@@ -28,6 +29,7 @@ from tyro.conf import AvoidSubcommands, Positional, SuppressFixed
 
 PACKAGE = Path(__file__).parent
 EXPERIMENTS = PACKAGE.parent / "experiments"  # of a checkout
+ACCELERATORS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*")  # where Linux has a TPU or a GPU
 ROWS = 32  # texts that `predict` takes at a time
 
 Folder = Annotated[Positional[str], tyro.conf.arg(metavar="RUN", help="a run's folder")]
@@ -38,6 +40,8 @@ Average = Annotated[bool, tyro.conf.arg(help="the moving average of the paramete
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code."""
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if importlib.util.find_spec("libtpu") and not any(map(glob.glob, ACCELERATORS)):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu is there for `plan`: elsewhere it would look for its TPU
     try:
         if name in ("-h", "--help"):
             print(_usage())
@@ -60,17 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+OTHERS = """On several
+machines, each runs the same command; where they cannot find one another by themselves, with
+--coordinator HOST:PORT --processes N --process I [--connect-timeout SECONDS]. A trace of some steps, for
+TensorBoard and Perfetto: --profile FIRST:LAST"""
+
+
 def train(arguments: Sequence[str]) -> None:
     """Trains an experiment, or goes on where its folder's last checkpoint is."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print("usage: jaxnlp train EXPERIMENT [--workdir DIR] [--data-dir DIR] [--steps N] [--optim.lr 3e-4 …]\n")
-        print("EXPERIMENT is a file or one of these; `jaxnlp train EXPERIMENT --help` shows its options. On several")
-        print("machines, each runs the same command; where they cannot find one another by themselves, with")
-        print(
-            "--coordinator HOST:PORT --processes N --process I [--connect-timeout SECONDS]. A trace of some steps, for"
-        )
-        print("TensorBoard and Perfetto: --profile FIRST:LAST\n")
+        print(f"EXPERIMENT is a file or one of these; `jaxnlp train EXPERIMENT --help` shows its options. {OTHERS}\n")
         return experiments()
     path = experiment_path(name)
 
@@ -159,6 +164,8 @@ class Planning:
             raise ValueError(
                 f"--mesh {self.mesh} with --search, which tries meshes of its own; allowed: one of the two"
             )
+        if self.picture is not None and not self.picture.absolute().parent.is_dir():
+            raise ValueError(f"--picture {self.picture}: no such folder; allowed: a file in a folder that is there")
         for name in ("seconds", "best"):
             value = getattr(self, name)
             if value is not None and not (self.search and value > 0):
@@ -306,6 +313,8 @@ def parse_experiment(
         data_dir: str | None = None  # where TFDS keeps its data
 
     description = _first_line(function.__globals__["__doc__"])
+    if prog.startswith("jaxnlp train"):
+        description += f"\n\n{OTHERS}"
     config = (AvoidSubcommands, SuppressFixed)
     options = tyro.cli(Options, args=arguments, prog=prog, description=description, config=config)
     data = dataclasses.replace(options.experiment.data, **opaque)

@@ -92,8 +92,8 @@ def explained(path: epath.PathLike) -> Iterator[None]:
         if is_remote(path) and _by_client(error):
             found = str(error).strip() or type(error).__name__
             raise StorageError(
-                f"{os.fspath(path)}: Google Cloud Storage failed after several attempts; what was saved before is"
-                f" unharmed, and the same command goes on from it: {found}"
+                f"{os.fspath(path)}: Google Cloud Storage failed after several attempts, and nothing there was harmed;"
+                f" try again later, or, if it is about rights, gcloud auth application-default login: {found}"
             ) from error
         raise
 

@@ -112,12 +112,12 @@ class Translation:
         """BLEU, chrF and exact matches of the translations of all examples."""
         pairs = [self.texts(examples[i]) for i in range(len(examples))]
         found = self.translate(model, params, tokenizer, [source for source, _ in pairs])
-        return scores([best["text"] for best in found], [target for _, target in pairs])[0]
+        return scores([best["translation"] for best in found], [target for _, target in pairs])[0]
 
     def predict(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str], n_best: int = 1
     ) -> list[dict[str, Any]]:
-        """{"text", "score"} of each text, and with n_best > 1 as many of them, best first, under "n_best"."""
+        """{"translation", "score"} of each text, and with n_best > 1 as many of them, best first, as "n_best"."""
         return self.translate(model, params, tokenizer, texts, n_best=n_best)
 
     def translate(
@@ -133,7 +133,7 @@ class Translation:
         """See `predict`; `rows` texts of like lengths at a time. A text without tokens becomes one without words."""
         ids = [[*x[: self.length - 1], tokenizer.eos_id] if x else [] for x in tokenizer.encode_batch(texts)]
         order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
-        empty = {"text": "", "score": 0.0}
+        empty = {"translation": "", "score": 0.0}
         results = [{**empty, "n_best": [empty]} if n_best > 1 else dict(empty) for _ in ids]
         end_id = tokenizer.target.eos_id
         for start in range(0, len(order), rows):
@@ -160,7 +160,7 @@ class Translation:
                 best = []
                 for text, score, length in zip(tokens[row], scored[row], lengths[row], strict=True):
                     text = tokenizer.target.decode(t for t in text[:length] if t != end_id)
-                    best.append({"text": text, "score": float(score)})
+                    best.append({"translation": text, "score": float(score)})
                 results[i] = {**best[0], "n_best": best} if n_best > 1 else best[0]
         return results
 
@@ -171,7 +171,8 @@ class Translation:
         if not len(examples):
             return ()
         pairs = [self.texts(examples[i]) for i in range(len(examples))]
-        found = [best["text"] for best in self.translate(model, params, tokenizer, [source for source, _ in pairs])]
+        best = self.translate(model, params, tokenizer, [source for source, _ in pairs])
+        found = [one["translation"] for one in best]
         _, table = scores(found, [target for _, target in pairs])
         texts = [(source, f"{text}\n({target})") for (source, target), text in zip(pairs, found, strict=True)]
         shown = (table, Samples("Translations (and references)", tuple(texts[: self.n_shown])))

@@ -243,7 +243,7 @@ def explained() -> Iterator[None]:
             raise
         raise ProcessError(
             f"process {jax.process_index()}: the computation of {jax.process_count()} processes failed, probably since "
-            f"another one ended: see their output; the same command goes on from the last checkpoint: {error}"
+            f"another one ended: see their output; the same command goes on from the last checkpoint, if any: {error}"
         ) from error
 
 

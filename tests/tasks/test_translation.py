@@ -99,7 +99,7 @@ def test_a_wide_beam_finds_the_best_translation_of_all(tokenizer, params):
     task = dataclasses.replace(TASK, length=4, buckets=(4,), n_beams=8)
     (found,) = task.translate(CONFIG.build(), params, tokenizer, ["ab"])
     text, score = brute(params, jnp.array([[2, 3, 0]]), 4)
-    assert found["text"] == tokenizer.decode(text)
+    assert found["translation"] == tokenizer.decode(text)
     assert found["score"] == pytest.approx(score, rel=1e-4)
 
 
@@ -108,10 +108,10 @@ def test_a_translation_does_not_depend_on_its_neighbours(tokenizer, params):
     together = TASK.predict(CONFIG.build(), params, tokenizer, texts, n_best=2)
     for text, found in zip(texts, together, strict=True):
         (alone,) = TASK.predict(CONFIG.build(), params, tokenizer, [text], n_best=2)
-        assert found["text"] == alone["text"]
+        assert found["translation"] == alone["translation"]
         assert found["score"] == pytest.approx(alone["score"], rel=1e-4)
         assert len(alone["n_best"]) == (2 if text else 1)
-    assert together[2]["text"] == ""
+    assert together[2]["translation"] == ""
 
 
 def test_a_vocabulary_of_each_language(tmp_path):
