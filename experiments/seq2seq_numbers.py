@@ -3,14 +3,14 @@
     jaxnlp train seq2seq_numbers                                          # GRU, additive attention
     jaxnlp train seq2seq_numbers --cell lstm --attention none             # the last state is all the decoder sees
 
-The set is made here, from no download; the numbers of the test part are in no other. `experiments/studies/numbers.py`
+The set is made here, from no download; the numbers of the test part are in no other. `experiments/studies/attention_gap.py`
 compares the forms by the length of the number.
 """
 
 from typing import Literal
 
 from jaxnlp.data.sources import TFDS
-from jaxnlp.data.tokenizers import Characters
+from jaxnlp.data.tokenizers import ByteBPE
 from jaxnlp.models import seq2seq
 from jaxnlp.tasks.translation import Translation
 from jaxnlp.training.experiment import Data, Experiment
@@ -18,24 +18,29 @@ from jaxnlp.training.optim import Optim
 
 
 def experiment(
-    cell: Literal["rnn", "lstm", "gru"] = "gru", attention: Literal["none", "additive", "dot", "general"] = "additive"
+    cell: Literal["rnn", "lstm", "gru"] = "gru",
+    attention: Literal["none", "additive", "dot", "general"] = "additive",
+    teacher_forcing: bool = True,
 ) -> Experiment:
     return Experiment(
         model=seq2seq.Config(
-            vocab_size=128,
+            vocab_size=384,
             cell=cell,
             attention=attention,
             bidirectional=attention != "dot",
             d_embed=64,
             d_model=128,
             share_embeddings=True,
+            tied=True,
         ),
-        task=Translation(source="ko", target="en", length=96, buckets=(32, 48, 64, 80, 96), n_beams=1),
+        task=Translation(
+            source="ko", target="en", length=20, buckets=(10, 15, 20), teacher_forcing=teacher_forcing, n_beams=1
+        ),
         data=Data(train=TFDS("number_words", "train"), validation=TFDS("number_words", "validation")),
-        tokenizer=Characters(),
-        optim=Optim(lr=3e-3, warmup=0.05),
-        steps=2000,
-        batch_size=32,
+        tokenizer=ByteBPE(vocab_size=384),
+        optim=Optim(lr=3e-3, warmup=0.05, weight_decay=0.01),
+        steps=800,
+        batch_size=64,
         evaluate_every=0.125,
         save_every=0.25,
     )

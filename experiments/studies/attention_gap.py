@@ -1,0 +1,79 @@
+"""Why attention exists: numbers from Korean to English with and without it, by the length of the number; one picture.
+
+    python experiments/studies/attention_gap.py [--workdir runs/attention_gap] [--steps N] [--out FILE.png]
+
+Trains seq2seq_numbers four times: an LSTM without attention, one with, a GRU with, and that once more on its own tokens
+instead of the true ones. The test part's numbers are in no other part; a translation counts if every letter is right.
+"""
+
+import argparse
+import collections
+import dataclasses
+import pathlib
+import runpy
+import time
+
+import jaxnlp
+from jaxnlp.data.sources import TFDS, open_source
+
+EXPERIMENT = pathlib.Path(__file__).parents[1] / "seq2seq_numbers.py"
+FORMS = {
+    "LSTM": {"cell": "lstm", "attention": "none"},
+    "LSTM, attention": {"cell": "lstm"},
+    "GRU, attention": {"cell": "gru"},
+    "GRU, attention, own tokens": {"cell": "gru", "teacher_forcing": False},
+}
+
+
+def exact(run, examples) -> tuple[float, dict[int, float]]:
+    """The part of the numbers that are right, of all and by the number's digits."""
+    found = run.predict([example["ko"] for example in examples])
+    right = collections.defaultdict(list)
+    for example, best in zip(examples, found, strict=True):
+        right[len(example["number"])].append(best["translation"] == example["en"])
+    every = [one for of_length in right.values() for one in of_length]
+    return sum(every) / len(every), {digits: sum(right[digits]) / len(right[digits]) for digits in sorted(right)}
+
+
+def picture(results: dict[str, dict[int, float]], out: pathlib.Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for (name, by_digits), colour in zip(results.items(), ("#b0552f", "#9bb8d9", "#1f5fa8", "#7a828c"), strict=True):
+        axes.plot(list(by_digits), [100 * x for x in by_digits.values()], marker="o", color=colour, label=name)
+    axes.set_ylim(0, 104)
+    axes.set_xlabel("digits of the number")
+    axes.set_title("unseen numbers translated without an error, %", loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(out, dpi=150, metadata={"Software": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/attention_gap"))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    source = open_source(TFDS("number_words", "test"))
+    examples = [source[i] for i in range(len(source))]
+    results, lines = {}, []
+    for name, arguments in FORMS.items():
+        experiment = runpy.run_path(str(EXPERIMENT))["experiment"](**arguments)
+        if args.steps is not None:
+            experiment = dataclasses.replace(experiment, steps=args.steps)
+        began = time.perf_counter()
+        run = jaxnlp.train(experiment, args.workdir / name.replace(", ", "_").replace(" ", "_").lower())
+        seconds = time.perf_counter() - began
+        overall, results[name] = exact(run, examples)
+        by_digits = "".join(f"{value:8.1%}" for value in results[name].values())
+        lines.append(f"{name:28}{overall:8.1%}{by_digits}{seconds:9.0f}")
+    digits = "".join(f"{f'{n} digits':>8}" for n in next(iter(results.values())))
+    print("\n".join([f"{'exact':28}{'all':>8}{digits}{'seconds':>9}", *lines]))
+    if args.out is not None:
+        picture(results, args.out)
+
+
+if __name__ == "__main__":
+    main()
