@@ -21,6 +21,7 @@ Letters: B batch, S source length, T target length, E width of the embeddings, D
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +36,7 @@ from jaxnlp.nn.blocks import Projection
 from jaxnlp.nn.cells import CELLS, hidden
 from jaxnlp.nn.embeddings import TokenTable, padded
 from jaxnlp.nn.recurrent import Recurrent
+from jaxnlp.nn.sharding import constrain
 
 Memory = Mapping[str, Any]  # what the decoder sees of the source: "states", "keys", "mask"
 Cache = Mapping[str, Any]  # what a step hands to the next: "carry", and "fed", the o before
@@ -270,7 +272,10 @@ class Decoder(nn.Module):
                 in_axes=(1, nn.broadcast),
                 out_axes=1,
             )
-            cache, (s, context, weights, o) = scan(c, deterministic, name="step")(cache, y, memory)
+            # On a mesh, parameters are gathered once, not by each step.
+            gather = functools.partial(jax.tree.map, constrain)
+            whole = nn.map_variables(scan, "params", gather, init=self.is_initializing())
+            cache, (s, context, weights, o) = whole(c, deterministic, name="step")(cache, y, memory)
         else:
             s, carry = _layers(c, deterministic)(y, None, cache["carry"])
             cache = {**cache, "carry": carry}

@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxnlp.nn import cudnn
 from jaxnlp.nn.cells import CELLS, Carry, Cell, GRUCell, LSTMCell, zero_carry
 from jaxnlp.nn.scan import scan
+from jaxnlp.nn.sharding import constrain
 
 Carries = tuple[tuple[Carry, ...], ...]  # by layer, then by direction: (forward,) or (forward, backward)
 DIRECTIONS = ("forward", "backward")
@@ -124,7 +125,8 @@ class Layer(nn.Module):
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None, carry: tuple[Carry, ...]
     ) -> tuple[Float[Array, "B T F"], tuple[Carry, ...]]:
         cells = [self.cell(name=name) for name in self.directions]
-        weights = [cell.weights(x.shape[-1]) for cell in cells]
+        # On a mesh, parameters are gathered once, not by each step.
+        weights = [jax.tree.map(constrain, cell.weights(x.shape[-1])) for cell in cells]
         if self._cudnn(cells[0], mask):
             return cudnn.lstm(x, weights, carry, mask)
         columns = jnp.einsum("btd->tdb", x)
