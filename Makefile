@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST ?= -q
+PYTEST ?= -q -n 2 --dist loadfile
 BIN = $(VENV)/bin
 
 # Linux wheels without the local version bring CUDA along. This one is on PyTorch's own index for CPU wheels: name that

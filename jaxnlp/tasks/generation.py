@@ -103,7 +103,7 @@ _unstack = jax.jit(unstack_layers)
 @functools.partial(jax.jit, static_argnames=("model", "n_slots"))
 def _prefill(
     model: nn.Module, params: Mapping[str, Any], prompt: Int[Array, "B P"], mask: Bool[Array, "B P"], *, n_slots: int
-) -> dict[str, Any]:
+) -> Any:
     """A cache that holds all of the prompt but its last token."""
     cache = model.init_cache(len(prompt), n_slots)
     if prompt.shape[1] == 1:

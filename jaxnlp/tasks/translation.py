@@ -186,8 +186,7 @@ class Translation:
         x = [*tokenizer.encode(source)[: self.length - 1], tokenizer.eos_id]
         y = [*tokenizer.target.encode(target)[: self.length - 1], tokenizer.target.eos_id]
         ids = {"input_ids": jnp.array([x]), "decoder_input_ids": jnp.array([[tokenizer.target.bos_id, *y[:-1]]])}
-        _, seen = model.apply({"params": params}, **ids, logits=False, mutable=["intermediates"])
-        weights = _sown(seen.get("intermediates", {}), "cross_attentions")
+        weights = _sown(_intermediates(model, params, ids), "cross_attentions")
         if weights is None:
             return None
         return Heatmap(
@@ -249,6 +248,12 @@ def _search(
 
     first = jnp.full(len(input_ids), bos_id, jnp.int32)
     return decoding.beam_search(step, cache, first, n_beams=n_beams, **options)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _intermediates(model: nn.Module, params: Mapping[str, Any], inputs: Mapping[str, Array]) -> Mapping[str, Any]:
+    _, seen = model.apply({"params": params}, **inputs, logits=False, mutable=["intermediates"])
+    return seen.get("intermediates", {})
 
 
 def _sown(tree: Mapping[str, Any], name: str) -> Any:
