@@ -2,12 +2,13 @@
 
 run = load("runs/quickstart")
 run.apply({"input_ids": ids})["logits"]           run.generate(["Once upon"])           run.predict(["…"])
+run.neighbours("word")                            run.word_map(["one", "two", "three"])
 """
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -15,16 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained
-from jaxnlp.tasks import generation
+from jaxnlp.tasks import generation, words
+from jaxnlp.tasks.task import Points, sown
 from jaxnlp.training import loop
 from jaxnlp.training.checkpoint import load_params
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.folder import open_run
 from jaxnlp.training.serialize import External
+
+IDS = {"input_ids": "vocab_size", "decoder_input_ids": "output_vocab_size", "position_ids": "n_positions"}
+OUTPUTS = ("attentions", "cross_attentions", "gates", "hidden_states")  # on request
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,14 +53,18 @@ class Run:
     def apply(self, inputs: Mapping[str, Any], *, outputs: Sequence[str] = ()) -> dict[str, Any]:
         """The model's outputs for `input_ids` [B, T] and whatever else it takes by name, without dropout; jitted.
 
-        `outputs` asks for more: "attentions" (each layer's weights [B, H, T, T]), "hidden_states" (what enters each
-        layer and the last one's normed output, [B, T, D]). ValueError for an id or a position outside its table.
+        `outputs` asks for more, each a tuple with an entry a layer, first to last, the encoder's before the decoder's:
+        "attentions" (weights [B, H, T, T]), "cross_attentions" (weights [B, T, S]), "gates" of an LSTM or GRU (by
+        direction and by name, [B, T, D]), "hidden_states" (what enters each layer and the last one's normed output,
+        [B, T, D]). ValueError for an id or a position outside its table.
         """
-        unknown = set(outputs) - {"attentions", "hidden_states"}
+        unknown = set(outputs) - set(OUTPUTS)
         if unknown:
-            raise ValueError(f"outputs: no {', '.join(sorted(unknown))}; allowed: attentions, hidden_states")
-        for name, size in (("input_ids", "vocab_size"), ("position_ids", "n_positions")):
-            ids, rows = np.asarray(inputs.get(name, 0)), getattr(self.config, size)
+            raise ValueError(f"outputs: no {', '.join(sorted(unknown))}; allowed: {', '.join(OUTPUTS)}")
+        for name, size in IDS.items():
+            if name not in inputs:
+                continue
+            ids, rows = np.asarray(inputs[name]), getattr(self.config, size)
             if ids.size and not 0 <= ids.min() <= ids.max() < rows:
                 bad = ids.min() if ids.min() < 0 else ids.max()
                 raise ValueError(f"{name} holds {bad}; allowed: 0 … {rows - 1} (model.{size}={rows})")
@@ -79,6 +87,18 @@ class Run:
         if not hasattr(task, "predict"):
             raise ValueError(f"{type(task).__name__} predicts nothing of a text; a language model has `generate`")
         return task.predict(run.model, run.params, run.tokenizer, texts)
+
+    def neighbours(self, word: str, k: int = 10, *, table: str | None = None) -> tuple[tuple[str, float], ...]:
+        """The k tokens nearest to a word by the cosine of their embeddings; `table` as in `words.table_of`."""
+        return words.neighbours(*self._embeddings(table), word, k)
+
+    def word_map(self, names: Sequence[str], *, table: str | None = None) -> Points:
+        """The words' embeddings in the plane, which `jaxnlp.training.report.points_png` draws."""
+        return words.word_map(*self._embeddings(table), names)
+
+    def _embeddings(self, table: str | None) -> tuple[Any, Tokenizer]:
+        written = table is not None and table.partition("/")[0] in words.WRITTEN
+        return words.table_of(self.params, table), self.tokenizer.target if written else self.tokenizer
 
 
 def load(
@@ -149,15 +169,13 @@ def _apply(
     if not outputs:
         return model.apply({"params": params}, **inputs)
     result, seen = model.apply({"params": params}, **inputs, mutable=["intermediates"])
-    layers = {name: _layers(seen["intermediates"]["blocks"], name) for name in outputs}
+    layers = {name: tuple(sown(seen.get("intermediates", {}), name)) for name in outputs}
+    if absent := [name for name, found in layers.items() if not found]:
+        has = [name for name in OUTPUTS if any(True for _ in sown(seen.get("intermediates", {}), name))]
+        raise ValueError(
+            f"outputs: {type(model).__name__} as it is configured has no {', '.join(absent)}; "
+            f"allowed: {', '.join(has) or 'none'}"
+        )
     if "hidden_states" in layers:
         layers["hidden_states"] += (result["last_hidden_state"],)
     return result | layers
-
-
-def _layers(blocks: Mapping[str, Any], name: str) -> tuple[Array, ...]:
-    """What each layer put down under that name, first to last."""
-    of: Callable[[Mapping[str, Any]], Array] = lambda b: (b["attention"] if name == "attentions" else b)[name][0]  # noqa: E731
-    if "layers" in blocks:
-        return tuple(of(blocks["layers"]))
-    return tuple(of(blocks[str(i)]) for i in range(len(blocks)))

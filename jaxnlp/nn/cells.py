@@ -11,7 +11,7 @@ Letters: B batch, D input width, H width, G gates.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,26 +35,41 @@ def elman_relu(carry: Array, x: Gates, recur: Recur) -> Array:
     return elman(carry, x, recur, nn.relu)
 
 
+def lstm_gates(h: Array, x: Gates, recur: Recur) -> Gates:
+    i, f, g, o = recur(h, x)
+    return nn.sigmoid(i), nn.sigmoid(f), jnp.tanh(g), nn.sigmoid(o)
+
+
 def lstm(carry: tuple[Array, Array], x: Gates, recur: Recur) -> tuple[Array, Array]:
     c, h = carry
-    i, f, g, o = recur(h, x)
-    c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
-    return c, nn.sigmoid(o) * jnp.tanh(c)
+    i, f, g, o = lstm_gates(h, x, recur)
+    c = f * c + i * g
+    return c, o * jnp.tanh(c)
+
+
+def gru_gates_after(h: Array, x: Gates, recur: Recur) -> Gates:
+    x_r, x_z, x_n = x
+    r, z, u_n = recur(h, (x_r, x_z, None))
+    r = nn.sigmoid(r)
+    return r, nn.sigmoid(z), jnp.tanh(x_n + r * u_n)
+
+
+def gru_gates_before(h: Array, x: Gates, recur: Recur) -> Gates:
+    x_r, x_z, x_n = x
+    r, z = recur(h, (x_r, x_z))
+    r = nn.sigmoid(r)
+    (n,) = recur(r * h, (x_n,))
+    return r, nn.sigmoid(z), jnp.tanh(n)
 
 
 def gru_after(h: Array, x: Gates, recur: Recur) -> Array:
-    x_r, x_z, x_n = x
-    r, z, u_n = recur(h, (x_r, x_z, None))
-    n = jnp.tanh(x_n + nn.sigmoid(r) * u_n)
-    return n + nn.sigmoid(z) * (h - n)
+    _, z, n = gru_gates_after(h, x, recur)
+    return n + z * (h - n)
 
 
 def gru_before(h: Array, x: Gates, recur: Recur) -> Array:
-    x_r, x_z, x_n = x
-    r, z = recur(h, (x_r, x_z))
-    (n,) = recur(nn.sigmoid(r) * h, (x_n,))
-    n = jnp.tanh(n)
-    return n + nn.sigmoid(z) * (h - n)
+    _, z, n = gru_gates_before(h, x, recur)
+    return n + z * (h - n)
 
 
 class Weights(NamedTuple):
@@ -96,9 +111,15 @@ class Cell(nn.RNNCellBase):
 
     N_GATES = 1
     CARRIES = 1  # arrays in the carry
+    NAMES: ClassVar[tuple[str, ...]] = ()  # of what `gates` gives; none of a cell without gates
 
     @property
     def equations(self) -> Equations:
+        raise NotImplementedError
+
+    @property
+    def gate_equations(self) -> Callable[[Array, Gates, Recur], Gates]:
+        """h and x to the values under NAMES."""
         raise NotImplementedError
 
     @property
@@ -139,18 +160,30 @@ class Cell(nn.RNNCellBase):
         return (products + bias[None]).reshape(*inputs.shape[:-1], *bias.shape)
 
     def step(self, carry: Carry, projected: Float[Array, "B G H"]) -> tuple[Carry, Float[Array, "B H"]]:
-        kernel, bias = self.recurrent(self.features)
+        carry = self.equations(carry, self._split(projected), self._recur())
+        return carry, hidden(carry)
 
+    def gates(
+        self, h: Float[Array, "B H"], projected: Float[Array, "B G H"], dropout: Float[Array, "B H"] | None = None
+    ) -> dict[str, Float[Array, "B H"]]:
+        """What each gate is, by its name, in a step from h; `dropout` multiplies h where it meets the kernel."""
+        return dict(zip(self.NAMES, self.gate_equations(h, self._split(projected), self._recur(dropout)), strict=True))
+
+    def _split(self, projected: Float[Array, "B G H"]) -> Gates:
+        return tuple(projected[:, g] for g in range(self.N_GATES))
+
+    def _recur(self, dropout: Array | None = None) -> Recur:
+        kernel, bias = self.recurrent(self.features)
         first = 0
 
         def recur(h, x):
             nonlocal first
             table = kernel[first : (first := first + len(x))]
+            h = h if dropout is None else h * dropout
             products = multiply(h, table.reshape(-1, h.shape[-1])).reshape(len(h), *table.shape[:2])
             return tuple(products[:, g] + (bias[None] if add is None else add) for g, add in enumerate(x))
 
-        carry = self.equations(carry, tuple(projected[:, g] for g in range(self.N_GATES)), recur)
-        return carry, hidden(carry)
+        return recur
 
     def __call__(self, carry: Carry, inputs: Float[Array, "B D"]) -> tuple[Carry, Float[Array, "B H"]]:
         return self.step(carry, self.project(inputs))
@@ -183,10 +216,15 @@ class LSTMCell(Cell):
 
     N_GATES = 4
     CARRIES = 2
+    NAMES = ("input", "forget", "cell", "output")
 
     @property
     def equations(self) -> Equations:
         return lstm
+
+    @property
+    def gate_equations(self) -> Callable[[Array, Gates, Recur], Gates]:
+        return lstm_gates
 
     @nn.nowrap
     def bias_init(self, rng: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -204,10 +242,15 @@ class GRUCell(Cell):
     reset: Literal["after", "before"] = "after"
 
     N_GATES = 3
+    NAMES = ("reset", "update", "candidate")
 
     @property
     def equations(self) -> Equations:
         return {"after": gru_after, "before": gru_before}[self.reset]
+
+    @property
+    def gate_equations(self) -> Callable[[Array, Gates, Recur], Gates]:
+        return {"after": gru_gates_after, "before": gru_gates_before}[self.reset]
 
     @nn.nowrap
     def recurrent_bias_shape(self) -> tuple[int, ...] | None:

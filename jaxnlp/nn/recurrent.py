@@ -8,6 +8,9 @@
 A step outside the mask leaves the carry as it is, and its output is zero: so the backward direction, which meets the
 padding first, begins at a sequence's own end, and the last carry is that of the last real step.
 
+With `mutable="intermediates"` each layer of an LSTM or GRU puts down `gates`: by direction and by gate, [B, T, H],
+zero outside the mask.
+
 Letters: B batch, T length, D input width, H width.
 """
 
@@ -24,7 +27,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxnlp.nn import cudnn
-from jaxnlp.nn.cells import CELLS, Carry, Cell, GRUCell, LSTMCell, zero_carry
+from jaxnlp.nn.cells import CELLS, Carry, Cell, GRUCell, LSTMCell, hidden, zero_carry
 from jaxnlp.nn.scan import scan
 from jaxnlp.nn.sharding import constrain
 
@@ -47,13 +50,9 @@ class Recurrent(nn.Module):
     activation: Literal["tanh", "relu"] = "tanh"  # of "rnn"
     forget_bias: float = 0.0  # of "lstm", what it begins with
     reset: Literal["after", "before"] = "after"  # of "gru"
-    right_padded: bool = (
-        False  # a promise that masks begin with their real steps: on a GPU it lets cuDNN's LSTM take them
-    )
+    right_padded: bool = False  # a promise that masks begin with their real steps, which cuDNN needs
     unroll: int = 1  # steps in one turn of the loop
-    remat_steps: int | None = (
-        None  # the backward pass recomputes so many steps at a time, and keeps those carries alone
-    )
+    remat_steps: int | None = None  # steps that the backward pass recomputes at a time; None: it keeps them all
     dtype: Any = jnp.float32
     deterministic: bool = True
 
@@ -127,11 +126,12 @@ class Layer(nn.Module):
         cells = [self.cell(name=name) for name in self.directions]
         # On a mesh, parameters are gathered once, not by each step.
         weights = [jax.tree.map(constrain, cell.weights(x.shape[-1])) for cell in cells]
-        if self._cudnn(cells[0], mask):
+        seen = bool(cells[0].NAMES) and self.is_mutable_collection("intermediates")
+        if self._cudnn(cells[0], mask) and not seen:
             return cudnn.lstm(x, weights, carry, mask)
         columns = jnp.einsum("btd->tdb", x)
         real = None if mask is None else mask.T
-        outputs, last = [], []
+        outputs, last, gates = [], [], {}
         for cell, own, start in zip(cells, weights, carry, strict=True):
             drop = self._drop_mask(cell.features, len(x), x.dtype) if self.recurrent_dropout else None
             reverse, hoist = cell.name == "backward", jax.default_backend() != "cpu" or len(x) == 1
@@ -141,6 +141,10 @@ class Layer(nn.Module):
             end, h = run(jax.tree.map(jnp.transpose, start), columns, own, real, drop)
             outputs.append(h if real is None else jnp.where(real[:, None], h, 0))
             last.append(jax.tree.map(jnp.transpose, end))
+            if seen:
+                gates[cell.name] = _gates(cell, reverse, hidden(start), h, x, mask, drop)
+        if seen:
+            self.sow("intermediates", "gates", gates)
         return jnp.einsum("thb->bth", jnp.concatenate(outputs, axis=1)), tuple(last)
 
     def _drop_mask(self, features: int, batch: int, dtype: Any) -> Float[Array, "H B"]:
@@ -152,6 +156,25 @@ class Layer(nn.Module):
         """Whether cuDNN is there and computes what is asked."""
         plain = not self.recurrent_dropout and not self.remat_steps and (mask is None or self.right_padded)
         return jax.default_backend() == "gpu" and isinstance(cell, LSTMCell) and cell.dtype == jnp.float32 and plain
+
+
+def _gates(
+    cell: Cell,
+    reverse: bool,
+    first: Float[Array, "B H"],
+    h: Float[Array, "T H B"],
+    x: Float[Array, "B T D"],
+    mask: Bool[Array, "B T"] | None,
+    dropout: Float[Array, "H B"] | None,
+) -> dict[str, Float[Array, "B T H"]]:
+    """Every gate at every step in one product, from the state before it: h, which padding leaves as it is, shifted."""
+    h, first = jnp.einsum("thb->bth", h), first[:, None]
+    before = jnp.concatenate([h[:, 1:], first] if reverse else [first, h[:, :-1]], axis=1)
+    rows = lambda a: a.reshape(-1, *a.shape[2:])  # noqa: E731
+    drop = None if dropout is None else rows(jnp.broadcast_to(dropout.T[:, None], h.shape))
+    found = cell.gates(rows(before), rows(cell.project(x)), drop)
+    real = True if mask is None else mask[:, :, None]
+    return {name: jnp.where(real, value.reshape(h.shape), 0) for name, value in found.items()}
 
 
 def _in_blocks(run, size: int, reverse: bool, carry: Carry, x: Float[Array, "T D B"], weights, mask, dropout):

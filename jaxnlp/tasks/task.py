@@ -5,7 +5,7 @@ devices and steps, and divided once.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -102,3 +102,15 @@ def require(example: Mapping[str, Any], feature: str, field: str) -> Any:
     if feature not in example:
         raise ValueError(f"task.{field}={feature!r} is no feature of the data; allowed: {', '.join(sorted(example))}")
     return example[feature]
+
+
+def sown(tree: Mapping[str, Any], name: str) -> Iterator[Any]:
+    """What each layer put down under that name, first to last; layers that are scanned have a leading axis."""
+    for key in sorted(tree, key=lambda key: int(key) if key.isdigit() else -1):
+        if key == name:
+            yield tree[key][0]
+        elif key == "blocks" and "layers" in tree[key]:
+            for stacked in sown(tree[key]["layers"], name):
+                yield from stacked
+        elif isinstance(tree[key], Mapping):
+            yield from sown(tree[key], name)

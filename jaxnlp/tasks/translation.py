@@ -29,7 +29,7 @@ from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.decoding import Beams
 from jaxnlp.losses import blocked_cross_entropy
-from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Samples, Sums, Table, require
+from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Samples, Sums, Table, require, sown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Translation:
         x = [*tokenizer.encode(source)[: self.length - 1], tokenizer.eos_id]
         y = [*tokenizer.target.encode(target)[: self.length - 1], tokenizer.target.eos_id]
         ids = {"input_ids": jnp.array([x]), "decoder_input_ids": jnp.array([[tokenizer.target.bos_id, *y[:-1]]])}
-        weights = _sown(_intermediates(model, params, ids), "cross_attentions")
+        weights = next(sown(_intermediates(model, params, ids), "cross_attentions"), None)
         if weights is None:
             return None
         return Heatmap(
@@ -254,12 +254,3 @@ def _search(
 def _intermediates(model: nn.Module, params: Mapping[str, Any], inputs: Mapping[str, Array]) -> Mapping[str, Any]:
     _, seen = model.apply({"params": params}, **inputs, logits=False, mutable=["intermediates"])
     return seen.get("intermediates", {})
-
-
-def _sown(tree: Mapping[str, Any], name: str) -> Any:
-    """The first value that a layer put down under that name, however deep."""
-    for key, value in tree.items():
-        found = value[0] if key == name else _sown(value, name) if isinstance(value, Mapping) else None
-        if found is not None:
-            return found
-    return None

@@ -1,34 +1,41 @@
-"""Draws what a person sees of a run: report.html, one file that opens offline in light and dark, and loss.png.
+"""Draws what a person sees of a run: report.html, one file that opens offline in light and dark, and pictures as PNG.
 
-write_report(folder, exhibits)    from metrics.jsonl, experiment.json and what the task shows (Table, Samples)
+write_report(folder, exhibits)    from metrics.jsonl, experiment.json and what the task shows (tasks/task.py)
+heatmap_png, points_png           one picture
 MetricsWriter(folder)             metrics.jsonl and TensorBoard events
 """
 
 import contextlib
+import functools
 import io
 import json
 import math
 import re
 import tempfile
+import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
 from etils import epath
-from matplotlib import rc_context
-from matplotlib.axes import Axes
+from matplotlib import font_manager, rc_context, rcParams
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from tensorboardX import SummaryWriter
 
 from jaxnlp.files import is_remote, write_atomically
-from jaxnlp.tasks.task import Samples, Table
+from jaxnlp.tasks.task import Heatmap, Points, Samples, Table
 from jaxnlp.training.folder import Folder
 from jaxnlp.training.progress import clock
 
 Record = Mapping[str, Any]  # a line of metrics.jsonl
-Exhibit = Table | Samples
+Picture = Heatmap | Points
+Exhibit = Table | Samples | Picture
 
 FLUSH_SECONDS = 10  # at least, between two puts of metrics.jsonl; the store takes one a second of an object
 
@@ -89,26 +96,69 @@ class MetricsWriter:
 
 
 def write_report(folder: Folder, exhibits: Sequence[Exhibit] = ()) -> None:
-    """Draws report.html and loss.png anew from what lies in the folder."""
+    """Draws report.html, loss.png and a PNG of each picture, named by its title, anew from what lies in the folder."""
     records = folder.read_metrics()
     experiment = json.loads(folder.experiment.read_text())
     write_atomically(folder.path / "loss.png", loss_png(records))
+    pictures = [exhibit for exhibit in exhibits if isinstance(exhibit, Picture)]
+    for name, picture in zip(_file_names([picture.title for picture in pictures]), pictures):
+        draw = heatmap_png if isinstance(picture, Heatmap) else points_png
+        write_atomically(folder.path / name, draw(picture))
     write_atomically(folder.report, page(folder.path.name, records, experiment, exhibits))
 
 
-# Drawings
-
-
 def loss_png(records: Sequence[Record]) -> bytes:
-    figure, axes = _figure(LIGHT, width=7.0, height=4.0)
-    _curves(axes, records, "loss", LIGHT)
-    return _png(figure)
+    return _png(_curves(records, "loss", LIGHT, (7.0, 4.0)))
 
 
-def _png(figure: Figure) -> bytes:
-    with io.BytesIO() as file:
+def heatmap_png(heatmap: Heatmap) -> bytes:
+    """The larger, the darker. Where no font here has the characters of a name, the picture says so below."""
+    return _png(_heatmap(heatmap, LIGHT), heatmap.title)
+
+
+def points_png(points: Points) -> bytes:
+    """A dot and a name at each place; for missing characters see `heatmap_png`."""
+    return _png(_points(points, LIGHT), points.title)
+
+
+def _png(figure: Figure, title: str = "") -> bytes:
+    left = {"x": 0.02, "ha": "left"}
+    if title:
+        lines = textwrap.fill(_label(title, 200), int(9 * figure.get_figwidth()))  # as many characters as are wide
+        figure.suptitle(lines, **left, color=LIGHT["ink"], fontsize=11, parse_math=False)
+    with _fonts(figure) as complete, io.BytesIO() as file:
+        if not complete:
+            note = "No font on this machine has every character: report.html is drawn with the browser's."
+            figure.supxlabel(note, **left, color=LIGHT["muted"], fontsize=8)
         figure.savefig(file, format="png", dpi=150, facecolor="white", metadata={"Software": None})
         return file.getvalue()
+
+
+@contextlib.contextmanager
+def _fonts(figure: Figure) -> Iterator[bool]:
+    """Draws with a font that has the texts' characters; where none has, with boxes instead, and yields False."""
+    artists, family = figure.findobj(Text), rcParams["font.family"]
+    default = _characters(font_manager.findfont(font_manager.FontProperties(family=family)))
+    missing = frozenset(ord(c) for artist in artists for c in artist.get_text() if c != "\n") - default
+    other = _font_of(missing) if missing else None
+    for artist in artists if other else ():
+        artist.set_fontfamily([*family, other])
+    with warnings.catch_warnings():
+        if missing and not other:
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        yield not missing or other is not None
+
+
+@functools.lru_cache
+def _characters(path: str) -> frozenset[int]:
+    return frozenset(font_manager.get_font(path).get_charmap())
+
+
+@functools.lru_cache
+def _font_of(characters: frozenset[int]) -> str | None:
+    """An installed family that has them all, but for matplotlib's last resort, which has a box for each."""
+    fonts = [f for f in font_manager.fontManager.ttflist if not f.name.startswith("Last Resort")]
+    return next((f.name for f in fonts if f.style == "normal" and characters <= _characters(f.fname)), None)
 
 
 def plans_png(plans: Sequence[Any]) -> bytes:
@@ -124,8 +174,8 @@ def plans_png(plans: Sequence[Any]) -> bytes:
         if any(sizes):
             memory.barh(names, sizes, left=left, color=shade, label=kind, height=0.6)
             left = [a + b for a, b in zip(left, sizes)]
-    chip = plans[0].memory_bytes["chip"] / 2**30
-    if math.isfinite(chip) and max(left) > chip / 4:
+    chip = plans[0].memory_bytes.get("chip", math.inf) / 2**30
+    if max(left) > chip / 4:
         memory.axvline(chip, color=LIGHT["ink"], linewidth=1.0, linestyle="--")
     memory.set_title("GiB of a chip", loc="left", fontsize=10, color=LIGHT["ink"])
     for i, (name, shade) in enumerate((("xla", "#1f5fa8"), ("roofline", "#9bb8d9"))):
@@ -142,54 +192,110 @@ def plans_png(plans: Sequence[Any]) -> bytes:
 
 def svg(records: Sequence[Record], metric: str, *, width: float = 10.0, height: float = 3.8) -> str:
     """The curves of one metric as inline SVG whose colours are the page's variables."""
-    figure, axes = _figure(PLACEHOLDERS, width=width, height=height)
-    _curves(axes, records, metric, PLACEHOLDERS)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": metric}), io.StringIO() as file:
+    return _inline(_curves(records, metric, PLACEHOLDERS, (width, height)), metric, _name(metric))
+
+
+def _inline(figure: Figure, key: str, title: str, attributes: str = "") -> str:
+    """The figure, drawn in placeholders, as SVG in the page, where no other has the key."""
+    settings = {"svg.fonttype": "none", "svg.hashsalt": key}  # text stays text, in the browser's fonts
+    with _fonts(figure), rc_context(settings), io.StringIO() as file:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         drawing = file.getvalue()
     drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r"<metadata>.*?</metadata>| xmlns(:xlink)?=\"[^\"]*\"", "", drawing, flags=re.DOTALL)
-    # Names that no other drawing in the page has.
-    drawing = re.sub(r"\bid=\"|href=\"#|url\(#", lambda found: f"{found[0]}{metric}-", drawing)
+    drawing = re.sub(
+        r"<metadata>.*?</metadata>| xmlns(:xlink)?=\"[^\"]*\"|<!--.*?-->|<path [^>]*style=\"fill: none\"/>\s*",
+        "",
+        drawing,
+        flags=re.DOTALL,
+    )
+    drawing = re.sub(r"\bid=\"|href=\"#|url\(#", lambda found: f"{found[0]}{key}-", drawing)
     for name, colour in PLACEHOLDERS.items():
         drawing = drawing.replace(colour, f"var(--{name})")
-    return re.sub(
-        r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(_name(metric))}"', drawing, count=1
-    )
+    label = f'role="img" aria-label="{escape(title)}"{attributes}'
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: label, drawing, count=1)
 
 
-def _figure(colours: Mapping[str, str], width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _heatmap(heatmap: Heatmap, colours: Mapping[str, str]) -> Figure:
+    values, (n_rows, n_columns) = np.array(heatmap.values), (len(heatmap.rows), len(heatmap.columns))
+    if values.shape != (n_rows, n_columns) or not values.size:
+        found = f"values of shape {values.shape} for {n_rows} rows and {n_columns} columns"
+        raise ValueError(f"heatmap {heatmap.title!r}: found {found}; allowed: a value for each pair, one or more")
+    rows, columns = ([_label(name) for name in names] for names in (heatmap.rows, heatmap.columns))
+    left, top = (0.13 * max(map(len, names)) for names in (rows, columns))  # inches, as what follows
+    cell = min(0.3, 14 / n_columns, 40 / n_rows)
+    figure = Figure((max(1.5 + left + cell * n_columns, 4), 1.2 + top + cell * n_rows), layout="constrained")
     axes = figure.subplots()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(colours["line"])
+    finite, clear = values[np.isfinite(values)], to_rgb(colours["validation"])
+    low, high = finite.min(initial=0), finite.max(initial=0)
+    # Fewer shades than the 50 from which matplotlib draws a bar in pixels, whose colour a page could not change.
+    shades = LinearSegmentedColormap.from_list("shades", [(*clear, 0.0), (*clear, 1.0)], N=48)
+    mesh = axes.pcolormesh(values, cmap=shades, vmin=low, vmax=high if high > low else low + 1, clip_on=False)
+    axes.set(xlim=(0, n_columns), ylim=(n_rows, 0), aspect="equal")
+    for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        axis.set_ticks([i + 0.5 for i in range(len(names))], names, parse_math=False)
+    axes.tick_params(labelcolor=colours["ink"], labelsize=min(9, 60 * cell), length=0)
+    axes.tick_params("x", labeltop=True, labelbottom=False, rotation=90 * (max(map(len, columns)) > 2))
+    bar = figure.colorbar(mesh, ax=axes, shrink=min(1.0, 1.5 / (cell * n_rows)), aspect=12, pad=0.02, anchor=(0, 1))
+    bar.ax.tick_params(colors=colours["muted"], labelsize=8, length=0)
+    bar.outline.set_edgecolor(colours["line"])
+    axes.spines[:].set_color(colours["line"])
+    return figure
+
+
+def _points(points: Points, colours: Mapping[str, str]) -> Figure:
+    side, style = min(max(len(points.names) ** 0.5, 5.0), 12.0), {"color": colours["ink"], "fontsize": 8}
+    figure = Figure(figsize=(1.3 * side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(*zip(*points.places), s=9, color=colours["validation"], linewidths=0)
+    for name, place in zip(points.names, points.places, strict=True):
+        axes.annotate(_label(name), place, (3, 2), textcoords="offset points", parse_math=False, **style)
+    axes.tick_params(colors=colours["muted"], labelsize=8, length=0)
+    axes.spines[:].set_color(colours["line"])
+    return figure
+
+
+def _label(name: str, length: int = 24) -> str:
+    """The name in one line of at most so many characters, all of which can be seen."""
+    name = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in name)
+    return "␣" if name.isspace() else name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def _file_names(titles: Sequence[str]) -> list[str]:
+    """ "Attention: 하나 + 1" -> "attention-하나-1.png"; the second of a name gets "-2", and none is "loss.png"."""
+    found = ["loss"]
+    for title in titles:
+        name = re.sub(r"\W+", "-", title.lower()).strip("-")[:60].strip("-") or "picture"
+        names = (name if i == 1 else f"{name}-{i}" for i in range(1, 2 + len(found)))
+        found.append(next(name for name in names if name not in found))
+    return [f"{name}.png" for name in found[1:]]
+
+
+def _curves(records: Sequence[Record], metric: str, colours: Mapping[str, str], size: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(colours["line"])
     axes.grid(axis="y", color=colours["line"], linewidth=0.6)
     axes.tick_params(colors=colours["muted"], labelsize=9, length=0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _curves(axes: Axes, records: Sequence[Record], metric: str, colours: Mapping[str, str]) -> None:
-    for split, width in (("train", 1.2), ("validation", 1.8)):
+    for split, thick in (("train", 1.2), ("validation", 1.8)):
         points = [(r["step"], r[metric]) for r in records if r["split"] == split and _finite(r.get(metric))]
         if not points:
             continue
         marker = "o" if split == "validation" or len(points) == 1 else None
-        axes.plot(*zip(*points), color=colours[split], linewidth=width, marker=marker, markersize=3.2, label=split)
+        axes.plot(*zip(*points), color=colours[split], linewidth=thick, marker=marker, markersize=3.2, label=split)
     if metric == "tokens_per_second":
-        axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    if metric == "learning_rate":
+    if metric in ("tokens_per_second", "learning_rate"):
         axes.set_ylim(bottom=0)
     axes.set_title(_name(metric), loc="left", color=colours["ink"], fontsize=11)
     axes.set_xlabel("step", color=colours["muted"], fontsize=9, loc="right")
     handles, labels = axes.get_legend_handles_labels()
     if metric == "loss" and len(labels) > 1:  # the colours say the same in the smaller drawings
         axes.legend(handles, labels, frameon=False, fontsize=9, labelcolor=colours["ink"], loc="upper right")
+    return figure
 
 
 # The page
@@ -202,14 +308,12 @@ def page(name: str, records: Sequence[Record], experiment: Mapping[str, Any], ex
     # Perplexity is exp(loss): the same curve.
     quality = [metric for metric in found if metric not in ("step", "split", "loss", "perplexity", *TIMING)]
     small = [*quality, *(metric for metric in ("learning_rate", "tokens_per_second", "mfu") if metric in found)]
-    parts = [
-        f"<header><h1>{escape(name)}</h1><p>{escape(_summary(experiment, last))}</p></header>",
-        _tiles(records),
-    ]
+    header = f"<header><h1>{escape(name)}</h1><p>{escape(_summary(experiment, last))}</p></header>"
+    parts = [header, _tiles(records)]
     if records:
         figures = "".join(f"<figure>{svg(records, metric, width=3.6, height=2.3)}</figure>" for metric in small)
         parts.append(f"<section><figure>{svg(records, 'loss')}</figure><div class=grid>{figures}</div></section>")
-    parts += [_exhibit(exhibit) for exhibit in exhibits]
+    parts += [_exhibit(exhibit, f"exhibit{i}") for i, exhibit in enumerate(exhibits)]
     parts.append(_configuration(experiment))
     variables = ["".join(f"--{name}:{colour};" for name, colour in theme.items()) for theme in (LIGHT, DARK)]
     return PAGE.format(title=escape(name), style=STYLE, light=variables[0], dark=variables[1], body="\n".join(parts))
@@ -240,14 +344,19 @@ def _tiles(records: Sequence[Record]) -> str:
     return f"<dl class=tiles>{shown}</dl>"
 
 
-def _exhibit(exhibit: Exhibit) -> str:
+def _exhibit(exhibit: Exhibit, key: str) -> str:
     if isinstance(exhibit, Samples):
-        texts = "".join(
+        shown = "".join(
             f"<blockquote><span class=given>{escape(given)}</span>{escape(made)}</blockquote>"
             for given, made in exhibit.texts
         )
-        return f"<section><h2>{escape(exhibit.title)}</h2>{texts}</section>"
-    return f"<section><h2>{escape(exhibit.title)}</h2>{_table(exhibit.columns, exhibit.rows)}</section>"
+    elif isinstance(exhibit, Table):
+        shown = _table(exhibit.columns, exhibit.rows)
+    else:
+        figure = (_heatmap if isinstance(exhibit, Heatmap) else _points)(exhibit, PLACEHOLDERS)
+        size = f' style="max-width:{figure.get_figwidth():.1f}in"'  # a small one is not blown up to the page's width
+        shown = f"<figure>{_inline(figure, key, exhibit.title, size)}</figure>"
+    return f"<section><h2>{escape(exhibit.title)}</h2>{shown}</section>"
 
 
 def _configuration(experiment: Mapping[str, Any]) -> str:

@@ -1,13 +1,16 @@
 """What a person sees of a run: the page, the picture, the events, the lines on the console."""
 
+import dataclasses
 import json
 import math
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from jaxnlp.tasks.task import Samples, Table
+from jaxnlp.tasks.task import Heatmap, Points, Samples, Table
 from jaxnlp.training import progress, report
 from jaxnlp.training.folder import Folder
 
@@ -27,6 +30,11 @@ EXHIBITS = [
     Samples("Samples", (("to be ", "or <script>alert(1)</script>\nnot"),)),
     Table("Classes", ("class", "n", "f1"), (("io & net", 1234567, 0.123456),)),
 ]
+
+HEATMAP = Heatmap(
+    "Attention: 하나 + 1", ("one", "$a$ <b>"), ("하나", "+", "</s>"), ((0.0, 1.0, 0.5), (-1.0, 0.0, 0.25))
+)
+POINTS = Points("Words", ("하나", "둘", "a & b"), ((0.0, 0.0), (1.0, 2.0), (-1.0, 0.5)))
 
 
 @pytest.fixture
@@ -146,3 +154,88 @@ def test_progress_on_a_terminal(capsys, monkeypatch):
 
 def test_clock():
     assert [progress.clock(seconds) for seconds in (4.6, 75, 3675)] == ["0:05", "1:15", "1:01:15"]
+
+
+def test_pictures_stand_in_the_page_and_beside_it(folder):
+    """Names are text for the browser's fonts, colours are the page's variables, nothing is drawn in pixels."""
+    write(folder, [10])
+    report.write_report(folder, [HEATMAP, *EXHIBITS, POINTS, HEATMAP])
+    text = folder.report.read_text()
+    tags = Tags(text)
+    assert tags.open == [] and tags.fetched == [] and len(set(tags.ids)) == len(tags.ids)
+    assert "<image" not in text and "#0000" not in text and "data:image" not in text
+    drawings = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
+    assert len(drawings) == 4 + 3
+    for drawing, names in ((drawings[4], ("하나", "$a$ &lt;b&gt;", "&lt;/s&gt;")), (drawings[5], ("둘", "a &amp; b"))):
+        shown = re.findall(r">([^<>]+)</text>", drawing)
+        assert set(names) <= set(shown)
+    names = {path.name for path in folder.path.glob("*.png")}
+    assert names == {"loss.png", "attention-하나-1.png", "attention-하나-1-2.png", "words.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.path.glob("*.png"))
+    first = folder.report.read_bytes()
+    report.write_report(folder, [HEATMAP, *EXHIBITS, POINTS, HEATMAP])
+    assert folder.report.read_bytes() == first
+
+
+def test_a_cell_is_darker_where_its_value_is_larger():
+    page = report.page("a", [], {**EXPERIMENT, "steps": 1}, [HEATMAP])
+    mesh = page[page.index("QuadMesh") :].partition("</g>")[0]
+    assert re.findall(r"fill: var\(--validation\)", mesh) == ["fill: var(--validation)"] * 5  # -1 is not seen
+    opacity = [float(found) for found in re.findall(r"fill-opacity: ([\d.]+)|validation\)\"", mesh) if found]
+    np.testing.assert_allclose(opacity, [0.5, 0.75, 0.5, 0.625], atol=0.02)  # and 1 is without
+
+
+def test_characters_without_a_font_are_drawn_as_boxes_and_said(monkeypatch):
+    seen = []
+    suptitle, supxlabel = Figure.suptitle, Figure.supxlabel
+    monkeypatch.setattr(Figure, "suptitle", lambda *a, **k: (seen.append(a[1]), suptitle(*a, **k)))
+    monkeypatch.setattr(Figure, "supxlabel", lambda *a, **k: (seen.append(a[1]), supxlabel(*a, **k)))
+    monkeypatch.setattr(report, "_font_of", lambda characters: None)
+    report.heatmap_png(HEATMAP)
+    assert seen[0] == HEATMAP.title and seen[1].startswith("No font on this machine has every character")
+    seen.clear()
+    report.points_png(dataclasses.replace(POINTS, names=("a", "b", "c")))
+    assert seen == ["Words"]
+
+
+def test_a_font_that_has_the_characters_is_found():
+    family = report._font_of(frozenset(map(ord, "aß")))
+    assert family and not family.startswith("Last Resort")
+    assert report._font_of(frozenset([0x10FFFD])) is None  # of the private use
+
+
+def test_file_names():
+    titles = ["Loss", "a/b: c", "…", "A-B C", "x" * 99, "../etc"]
+    assert report._file_names(titles) == [
+        "loss-2.png",
+        "a-b-c.png",
+        "picture.png",
+        "a-b-c-2.png",
+        "x" * 60 + ".png",
+        "etc.png",
+    ]
+
+
+@pytest.mark.parametrize("values", [((0.0,),), (), ((1.0, 2.0, 3.0), (1.0, 2.0, 3.0), (1.0, 2.0, 3.0))])
+def test_a_heatmap_has_a_value_for_each_pair(values):
+    with pytest.raises(ValueError, match=r"heatmap 'Attention: 하나 \+ 1': found values of shape .* 2 rows and 3 col"):
+        report.heatmap_png(dataclasses.replace(HEATMAP, values=values))
+
+
+def test_a_heatmap_of_equal_or_broken_values_and_of_hostile_names_is_drawn():
+    hostile = ("\n\x00", "a" * 99, "$")
+    for value in (0.0, float("nan"), 3.0):
+        report.heatmap_png(Heatmap("$", ("$\\frac$",), hostile, ((value,) * 3,)))
+    assert (
+        Tags(report.page("a", [], {**EXPERIMENT, "steps": 1}, [Heatmap("$", ("",), hostile, ((0.5,) * 3,))])).open == []
+    )
+
+
+def test_labels_can_be_seen():
+    assert [report._label(name) for name in (" ", "\n", "", "a\tb\x00", "x" * 30)] == [
+        "␣",
+        "␣",
+        "",
+        "a b\ufffd",
+        "x" * 23 + "…",
+    ]
