@@ -99,8 +99,23 @@ class Affine(nn.Module):
 
 
 def orthogonal(rng: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "G H H"]:
-    """Each gate's kernel an orthogonal matrix of its own (Saxe et al., 2014)."""
-    return jax.vmap(lambda key: nn.initializers.orthogonal()(key, shape[1:], dtype))(jax.random.split(rng, shape[0]))
+    """Each gate's kernel an orthogonal matrix of its own (Saxe et al., 2014), all of them equally likely.
+
+    A product of reflections of random vectors, the i-th in the last H - i axes, and of random signs (Stewart, 1980).
+    The QR of jax.nn.initializers.orthogonal now and then waits for ever in a compiled program on a CPU of two cores.
+    """
+    G, H, _ = shape
+    normal, signs = jax.random.split(rng)
+    vectors = jnp.triu(jax.random.normal(normal, (H, G, H)).swapaxes(0, 1)).swapaxes(0, 1)
+
+    def reflect(i: Array, q: Float[Array, "G H H"]) -> Float[Array, "G H H"]:
+        v = vectors[i]
+        v = v.at[:, i].add(jnp.copysign(jnp.linalg.norm(v, axis=1), v[:, i]))
+        v /= jnp.linalg.norm(v, axis=1, keepdims=True)
+        return q - 2 * jnp.einsum("ghk,gk->gh", q, v)[:, :, None] * v[:, None]
+
+    q = jax.lax.fori_loop(0, H, reflect, jnp.broadcast_to(jnp.eye(H), shape))
+    return (q * jax.random.rademacher(signs, (G, 1, H), jnp.float32)).astype(dtype)
 
 
 class Cell(nn.RNNCellBase):

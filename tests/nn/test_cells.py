@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxnlp.nn.cells import CELLS, ElmanCell, GRUCell, LSTMCell
+from jaxnlp.nn.cells import CELLS, ElmanCell, GRUCell, LSTMCell, orthogonal
 
 B, D, H = 3, 4, 6
 FLAX = {  # the names of its gates in our order
@@ -111,3 +111,15 @@ def test_bfloat16_computes_and_float32_is_kept():
     params = cell.init(jax.random.key(0), carry, x)
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert {y.dtype for y in jax.tree.leaves(cell.apply(params, carry, x))} == {jnp.dtype("bfloat16")}
+
+
+def test_recurrent_kernels_are_orthogonal_and_all_alike_likely():
+    kernels = np.asarray(orthogonal(jax.random.key(0), (3, 40, 40)))
+    for kernel in kernels:
+        np.testing.assert_allclose(kernel @ kernel.T, np.eye(40), atol=1e-5)
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.1
+    # Of uniformly distributed 3 x 3 matrices every entry has mean 0 and variance 1/3, and half the determinants are 1.
+    many = np.asarray(orthogonal(jax.random.key(1), (4000, 3, 3)))
+    np.testing.assert_allclose(many.mean(0), np.zeros((3, 3)), atol=0.04)
+    np.testing.assert_allclose((many**2).mean(0), np.full((3, 3), 1 / 3), atol=0.03)
+    assert abs(np.linalg.det(many).mean()) < 0.06
