@@ -2,8 +2,10 @@
 
     jaxnlp train rnn_char_shakespeare --cell lstm --data-dir DIR          # or rnn, gru
 
-Two layers, tied tables, no dropout; 0.80, 0.80 and 0.79 million parameters of rnn, lstm and gru. Trained and evaluated
-on what gpt_char_shakespeare is: the state begins anew in each row of 64 characters.
+Two layers, tied tables, no dropout; 0.86, 0.83 and 0.82 million parameters of rnn, lstm and gru, where the GPT has
+0.82, all with the rows that pad their tables. Trained and evaluated on what gpt_char_shakespeare is: the state begins
+anew in each row of 64 characters. Validation loss 1.647, 1.623 and 1.571, the GPT's 1.762 (seed 0):
+`experiments/studies/rnn_char.py`.
 """
 
 from typing import Literal
