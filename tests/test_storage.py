@@ -40,8 +40,12 @@ pytest.importorskip("gcsfs", reason="needs jaxnlp[gcs]")
 pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator, of jaxnlp[dev]")
 from tests.emulator import Emulator
 
-# When one array cannot be written, Orbax closes its event loop under the others, which TensorStore reports to it later.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    # When one array cannot be written, Orbax closes its event loop under the others: TensorStore reports to it later.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    # aiohttp's advice to gcsfs, of which users see nothing, about bodies over 1 MiB, which a trace may be
+    pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning"),
+]
 
 TEXTS = [{"text": f"{a} and {b} make {a + b}.", "label": (a + b) % 3} for a in range(6) for b in range(10)]
 TINY = Experiment(
@@ -135,6 +139,12 @@ def test_a_run_in_the_store_equals_the_one_here(here):
     assert loaded.generate(["1 and"], max_new_tokens=5, temperature=0) == expected.generate(
         ["1 and"], max_new_tokens=5, temperature=0
     )
+
+
+def test_a_file_of_some_megabytes_comes_back():
+    path, data = epath.Path("gs://bucket/large"), os.urandom(3_000_000)
+    files.write_atomically(path, data)
+    assert path.read_bytes() == data
 
 
 def test_a_trace_goes_to_the_store_from_the_first_process_alone(monkeypatch):
