@@ -117,7 +117,11 @@ class Translation:
     def predict(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str], n_best: int = 1
     ) -> list[dict[str, Any]]:
-        """{"translation", "score"} of each text, and with n_best > 1 as many of them, best first, as "n_best"."""
+        """{"translation", "score"} of each text, and with n_best > 1 up to as many of them, best first, as "n_best".
+
+        Raises:
+            ValueError: of a text no translation has a score that is a number, as where parameters are NaN.
+        """
         return self.translate(model, params, tokenizer, texts, n_best=n_best)
 
     def translate(
@@ -159,8 +163,11 @@ class Translation:
             for row, i in enumerate(part):
                 best = []
                 for text, score, length in zip(tokens[row], scored[row], lengths[row], strict=True):
-                    text = tokenizer.target.decode(t for t in text[:length] if t != end_id)
-                    best.append({"translation": text, "score": float(score)})
+                    if length:  # else there are fewer texts than n_best
+                        text = tokenizer.target.decode(t for t in text[:length] if t != end_id)
+                        best.append({"translation": text, "score": float(score)})
+                if not best:
+                    raise ValueError(f"no translation of {texts[i]!r} has a finite score: the model's logits are NaN")
                 results[i] = {**best[0], "n_best": best} if n_best > 1 else best[0]
         return results
 

@@ -58,7 +58,7 @@ class Experiment:
     batch_size: int  # rows of one step, over all devices and microbatches; of a translation, of the longest bucket
     seed: int = 0  # of parameters, data and dropout
     init: Pretrained | None = None  # another run to start from
-    ema: float | None = None  # decay of a moving average of the parameters, kept beside them
+    ema: float | None = None  # decay of a moving average of the parameters, kept beside them; lower at first
     accumulate: int = 1  # microbatches that a step is made of, one after the other
     parallel: str = "auto"  # jit, pmap, sizes of a mesh such as fsdp=4,tensor=2, or auto: see training/parallel.py
     steps_per_call: int = 1  # steps compiled into one call: more is faster where a step takes milliseconds

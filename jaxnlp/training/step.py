@@ -43,7 +43,7 @@ class Trainer:
     seed: int = 0
     accumulate: int = 1  # microbatches to a step
     axis: str | None = None  # of devices that have a part of the batch each, under pmap
-    ema: float | None = None  # decay of the moving average
+    ema: float | None = None  # decay of the moving average: min(ema, (1 + t) / (10 + t)) at step t, as TensorFlow's
 
     def init(self, params: Params, batch: Mapping[str, Any]) -> TrainState:
         """The state before the first step; `batch` may be abstract and gives the names that the task measures."""
@@ -72,11 +72,15 @@ class Trainer:
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
-            ema=state.ema and optax.incremental_update(params, state.ema, 1 - self.ema),
+            ema=state.ema and optax.incremental_update(params, state.ema, self._weight(state.step)),
             sums=jax.tree.map(jnp.add, state.sums, sums),
             bad_step=jnp.where(bad, state.step + 1, state.bad_step),
         )
         return state, sums
+
+    def _weight(self, step: Int[Array, ""]) -> Array:
+        """Of new parameters in their moving average: higher at first, so that the initial ones are soon forgotten."""
+        return 1 - jnp.minimum(self.ema, (1 + step) / (10 + step))
 
     def train_steps(self, state: TrainState, batches: Batch) -> tuple[TrainState, Sums]:
         """One update for each batch along the leading axis, in one compiled loop; the last one's sums."""

@@ -1,5 +1,6 @@
 """Translation: what goes into the model, what is learned, and what comes out."""
 
+import collections
 import dataclasses
 
 import jax
@@ -7,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxnlp
 from jaxnlp.data import cache
 from jaxnlp.data.tokenizers import Characters, Pair, Tokenizer, build
 from jaxnlp.models import seq2seq
 from jaxnlp.tasks.task import Heatmap
 from jaxnlp.tasks.translation import Translation, scores
+from jaxnlp.training.experiment import Data, Experiment
 from jaxnlp.training.step import measure
 
 TASK = Translation(source="x", target="y", length=8, buckets=(4, 8), n_beams=3)
@@ -144,6 +147,47 @@ def test_what_is_shown(tokenizer, params):
     assert maps[0].columns == ("a", "b", "<|endoftext|>")
     for row in maps[0].values:
         assert sum(row) == pytest.approx(1, rel=1e-5)
+
+
+def test_scores_that_are_no_numbers_are_an_error_that_names_the_text(tokenizer, params):
+    broken = {**params, "output_bias": params["output_bias"] * jnp.nan}
+    with pytest.raises(ValueError, match="no translation of 'ab' has a finite score"):
+        TASK.predict(CONFIG.build(), broken, tokenizer, ["ab"])
+
+
+def test_n_best_gives_no_more_texts_than_there_are(tokenizer, params):
+    task = dataclasses.replace(TASK, length=1, buckets=(1,), n_beams=8)
+    (found,) = task.predict(CONFIG.build(), params, tokenizer, ["a"], n_best=8)
+    none = {**params, "output_bias": params["output_bias"].at[:6].set(-jnp.inf)}
+    (fewer,) = task.predict(CONFIG.build(), none, tokenizer, ["a"], n_best=8)
+    assert (len(found["n_best"]), len(fewer["n_best"])) == (8, 2)
+
+
+def test_training_compiles_once_for_each_bucket(tmp_path, monkeypatch):
+    traced = collections.Counter()
+
+    def sums(self, apply, batch, *, training, original=Translation.sums):
+        traced[training, batch["input_ids"].shape] += 1
+        return original(self, apply, batch, training=training)
+
+    monkeypatch.setattr(Translation, "sums", sums)
+    jaxnlp.train(
+        Experiment(
+            model=CONFIG,
+            task=TASK,
+            data=Data(train=EXAMPLES * 8, validation=EXAMPLES),
+            tokenizer=Characters(),
+            steps=24,  # six epochs
+            batch_size=4,
+            evaluate_every=0.25,
+        ),
+        tmp_path / "run",
+    )
+    example = next(shape for training, shape in traced if training)  # one row, for the parameters' shapes
+    assert set(traced) == {(training, shape) for training in (True, False) for shape in ((8, 4), (4, 8))} | {
+        (True, example)
+    }
+    assert max(traced.values()) == 1
 
 
 def test_an_unknown_language_is_named(tokenizer):

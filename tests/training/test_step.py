@@ -69,6 +69,17 @@ def test_gradient_is_of_the_mean_over_all_tokens(params, batches, expected):
     assert_close(expected[0], by_hand)
 
 
+def test_the_moving_average_forgets_the_initial_parameters(params, batches):
+    """Decays 1/10, 2/11 and 0.2 of at most 0.2: TensorFlow's ExponentialMovingAverage with num_updates."""
+    states = [trainer(ema=0.2).init(params, jax.tree.map(lambda x: x[0], batches))]
+    for i in range(3):
+        states.append(jax.jit(trainer(ema=0.2).train_step)(states[-1], jax.tree.map(lambda x, i=i: x[i], batches))[0])
+    average = params
+    for decay, state in zip((1 / 10, 2 / 11, 0.2), states[1:], strict=True):
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params)
+        assert_close(state.ema, average)
+
+
 @pytest.mark.parametrize("accumulate", [2, 8])
 def test_microbatches_equal_the_batch(accumulate, params, batches, expected):
     assert_close(after(trainer(accumulate=accumulate), params, batches), expected)
