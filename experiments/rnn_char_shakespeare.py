@@ -8,26 +8,16 @@ anew in each row of 64 characters. Validation loss 1.647, 1.623 and 1.571, the G
 `experiments/studies/rnn_char.py`.
 """
 
+import dataclasses
+import pathlib
+import runpy
 from typing import Literal
 
-from jaxnlp.data.sources import TFDS
-from jaxnlp.data.tokenizers import Characters
 from jaxnlp.models import rnn
-from jaxnlp.tasks.language_modeling import LanguageModeling
-from jaxnlp.training.experiment import Data, Experiment
-from jaxnlp.training.optim import Optim
+from jaxnlp.training.experiment import Experiment
+
+GPT = runpy.run_path(str(pathlib.Path(__file__).with_name("gpt_char_shakespeare.py")))
 
 
 def experiment(cell: Literal["rnn", "lstm", "gru"] = "lstm") -> Experiment:
-    return Experiment(
-        model=rnn.VARIANTS[f"char-{cell}"],
-        task=LanguageModeling(length=64, prompts=("ROMEO:\n", "To be")),
-        data=Data(train=TFDS("tiny_shakespeare", "train"), validation=TFDS("tiny_shakespeare", "validation+test")),
-        tokenizer=Characters(),
-        optim=Optim(lr=3e-3, warmup=0.05, b2=0.99),
-        steps=2000,
-        batch_size=12,
-        steps_per_call=10,
-        evaluate_every=0.125,
-        save_every=0.25,
-    )
+    return dataclasses.replace(GPT["experiment"](), model=rnn.VARIANTS[f"char-{cell}"])
