@@ -24,7 +24,7 @@ def experiment() -> Experiment:
         data=Data(train=TFDS("multi30k", "train"), validation=TFDS("multi30k", "validation")),
         tokenizer=ByteBPE(vocab_size=8000),
         optim=Optim(lr=2e-3, warmup=0.05, weight_decay=0.01, b2=0.98),
-        steps=3000,
+        steps=6000,
         batch_size=32,
         evaluate_every=0.1,
         save_every=0.1,
