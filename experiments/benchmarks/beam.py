@@ -36,7 +36,6 @@ def ours(file: pathlib.Path, args: argparse.Namespace):
     @jax.jit
     def search(params, ids):
         memory, cache = model.apply({"params": params}, ids, method="encode")
-        memory = decoding.repeat(memory, BEAMS)
 
         def step(tokens, cache):
             out = model.apply({"params": params}, tokens[:, None], memory, cache, method="decode")

@@ -167,10 +167,11 @@ class Seq2Seq(nn.Module):
         logits                      [B, T, V]        float32, or, where `logits=False`, what a blocked loss needs:
         unembedding
     apply(…, method="encode")                        (memory, cache) of the source, the cache before the first token
-    apply(ids [B, T], memory, cache, method="decode")   T more tokens: last_hidden_state, logits, cache
+    apply(ids [N, T], memory, cache, method="decode")   T more tokens: last_hidden_state, logits, cache
 
     and, with `mutable="intermediates"`, the attention's weights [B, T, S] as `cross_attentions`.
-    `attention_mask` [B, S] is 1 on real source tokens and 0 on padding, on either side.
+    `attention_mask` [B, S] is 1 on real source tokens and 0 on padding, on either side. N is B, or a multiple of it with
+    the rows of a source, such as the beams of a search, side by side.
     """
 
     config: Config
@@ -207,7 +208,7 @@ class Seq2Seq(nn.Module):
 
     def decode(
         self,
-        input_ids: Int[Array, "B T"],
+        input_ids: Int[Array, "N T"],
         memory: Memory,
         cache: Cache,
         deterministic: bool = True,

@@ -40,7 +40,10 @@ class Keys(nn.Module):
 
 
 class Alignment(nn.Module):
-    """(contexts c [B, T, C], weights a [B, T, S]); a padded state has weight 0."""
+    """(contexts c [N, T, C], weights a [N, T, S]); a padded state has weight 0.
+
+    N is a multiple of B: the rows of a source, such as the beams of a search, stand side by side.
+    """
 
     score: Literal["additive", "dot", "general"]
     dtype: Any = jnp.float32
@@ -48,11 +51,12 @@ class Alignment(nn.Module):
     @nn.compact
     def __call__(
         self,
-        query: Float[Array, "B T D"],
+        query: Float[Array, "N T D"],
         keys: Float[Array, "B S A"],
         states: Float[Array, "B S C"],
         mask: Bool[Array, "B S"],
-    ) -> tuple[Float[Array, "B T C"], Float[Array, "B T S"]]:
+    ) -> tuple[Float[Array, "N T C"], Float[Array, "N T S"]]:
+        rows, query = query.shape[:2], query.reshape(len(keys), -1, query.shape[2])
         if self.score == "additive":
             project = Projection(keys.shape[2:], use_bias=False, kernel_init=NORMAL, dtype=self.dtype, name="query")
             query = project(query)
@@ -62,4 +66,5 @@ class Alignment(nn.Module):
             scores = jnp.einsum("bta,bsa->bts", query, keys)
         scores = jnp.where(mask[:, None], scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores)
-        return jnp.einsum("bts,bsc->btc", weights.astype(states.dtype), states), weights
+        contexts = jnp.einsum("bts,bsc->btc", weights.astype(states.dtype), states)
+        return contexts.reshape(*rows, -1), weights.reshape(*rows, -1)

@@ -247,7 +247,6 @@ def _search(
     **options: Any,
 ) -> Beams:
     memory, cache = model.apply({"params": params}, input_ids, attention_mask, method="encode")
-    memory = decoding.repeat(memory, n_beams)
 
     def step(tokens, cache):
         out = model.apply({"params": params}, tokens[:, None], memory, cache, method="decode")
