@@ -14,14 +14,13 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int
 
 from jaxnlp.models.heads import Classification, Heads, Unembedding
-from jaxnlp.nn.attention import Mask
 from jaxnlp.nn.blocks import Block, LayerNorm, Stack
+from jaxnlp.nn.cache import empty, reading
 from jaxnlp.nn.embeddings import Embeddings
 
 
@@ -138,20 +137,9 @@ class GPT(nn.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         T = input_ids.shape[1]
-        if cache is not None and not (segment_ids is None and position_ids is None):
-            raise ValueError("segment_ids or position_ids came with a cache; allowed: attention_mask, which gives both")
-        if segment_ids is None:
-            segment_ids = attention_mask
-        elif attention_mask is not None:
-            segment_ids = segment_ids * attention_mask
-        if cache is not None:
-            cache, mask, position_ids = _advance(cache, input_ids, attention_mask)
-        else:
-            if c.n_positions < T:
-                raise ValueError(f"input_ids has length {T}; allowed: at most model.n_positions={c.n_positions}")
-            mask = Mask(causal=True, segment_ids=segment_ids)
-            position_ids = jnp.arange(T)[None] if position_ids is None else position_ids
-
+        if cache is None and c.n_positions < T:
+            raise ValueError(f"input_ids has length {T}; allowed: at most model.n_positions={c.n_positions}")
+        cache, mask, position_ids = reading(input_ids, attention_mask, position_ids, segment_ids, cache)
         embed = Embeddings(
             c.vocab_size, c.n_positions, c.d_model, c.dropout, dtype, deterministic=deterministic, name="embed"
         )
@@ -185,30 +173,16 @@ class GPT(nn.Module):
         return outputs | ({"logits": unembedding.logits()} if logits else {"unembedding": unembedding})
 
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> dict[str, Any]:
-        """An empty cache of `length` slots: {"layers": each one's keys and values [B, H, S, K], "segment_ids", …}.
-
-        Each `apply` writes its T tokens at slots index … index + T - 1; a segment id of 0 marks a slot of padding.
-        """
+        """An empty cache of `length` slots (see nn/cache.py), of which each `apply` with T tokens fills T."""
         c = self.config
         if length > c.n_positions:
             raise ValueError(f"a cache of {length} slots; allowed: at most model.n_positions={c.n_positions}")
-        shape = (batch, c.n_heads, length, c.head_width)
-        layer = lambda *lead: {name: jnp.zeros((*lead, *shape), dtype or c.dtype) for name in ("keys", "values")}  # noqa: E731
-        return {
-            "layers": layer(c.n_layers) if c.scan else tuple(layer() for _ in range(c.n_layers)),
-            "segment_ids": jnp.zeros((batch, length), jnp.int32),
-            "index": jnp.zeros((), jnp.int32),
-        }
-
-
-def _advance(
-    cache: dict[str, Any], input_ids: Int[Array, "B T"], attention_mask: Int[Array, "B T"] | None
-) -> tuple[dict[str, Any], Mask, Int[Array, "B T"]]:
-    """The cache's book-keeping for T more tokens: (cache, mask, position_ids)."""
-    new = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
-    before = cache["segment_ids"].sum(1, keepdims=True)
-    position_ids = jnp.maximum(before + jnp.cumsum(new, 1) - 1, 0)
-    index = cache["index"]
-    segment_ids = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids"], new, index, axis=1)
-    cache = {**cache, "segment_ids": segment_ids, "index": index + input_ids.shape[1]}
-    return cache, Mask(causal=True, segment_ids=segment_ids, offset=index), position_ids
+        return empty(
+            batch,
+            length,
+            n_layers=c.n_layers,
+            n_heads=c.n_heads,
+            d_head=c.head_width,
+            dtype=dtype or c.dtype,
+            scan=c.scan,
+        )

@@ -166,12 +166,13 @@ class Seq2Seq(nn.Module):
         encoder_last_hidden_state   [B, S, C]
         logits                      [B, T, V]        float32, or, where `logits=False`, what a blocked loss needs:
         unembedding
-    apply(…, method="encode")                        (memory, cache) of the source, the cache before the first token
+    apply(…, method="encode", length=n)              (memory, cache) of the source, the cache before the first token; a
+                                                     state has room for any number n of them
     apply(ids [N, T], memory, cache, method="decode")   T more tokens: last_hidden_state, logits, cache
 
     and, with `mutable="intermediates"`, the attention's weights [B, T, S] as `cross_attentions`.
-    `attention_mask` [B, S] is 1 on real source tokens and 0 on padding, on either side. N is B, or a multiple of it with
-    the rows of a source, such as the beams of a search, side by side.
+    `attention_mask` [B, S] is 1 on real source tokens and 0 on padding, on either side. N is B, or a multiple of it;
+    the rows of a source, such as the beams of a search, stand side by side.
     """
 
     config: Config
@@ -201,7 +202,12 @@ class Seq2Seq(nn.Module):
         return outputs | {"encoder_last_hidden_state": memory["states"]}
 
     def encode(
-        self, input_ids: Int[Array, "B S"], attention_mask: Int[Array, "B S"] | None = None, deterministic: bool = True
+        self,
+        input_ids: Int[Array, "B S"],
+        attention_mask: Int[Array, "B S"] | None = None,
+        deterministic: bool = True,
+        *,
+        length: int | None = None,
     ) -> tuple[Memory, Cache]:
         mask = jnp.ones(input_ids.shape, bool) if attention_mask is None else attention_mask != 0
         return self.encoder(self.source(input_ids), mask, deterministic)

@@ -6,7 +6,11 @@
     Attention(x) = concat_h(softmax(q_h k_h' / sqrt(K)) v_h) W_o                         Vaswani et al., 2017, eq. 1
     MLP(x)       = act(x W_1 + b_1) W_2 + b_2                                            ibid., eq. 2
 
-Letters: B batch, T length, S slots of the cache, D width, H heads, K head width, F feed-forward width, L layers.
+q, k and v are of x; in a decoder there stands between the two a sublayer of the same form whose k and v are of the
+encoder's states, its memory.
+
+Letters: B batch, T length, S slots of the cache or source length, D width, H heads, K head width, F feed-forward width,
+L layers; N rows of a decoder, B of them or a multiple, with the rows of a source side by side.
 """
 
 import functools
@@ -23,13 +27,14 @@ from jaxnlp.nn.attention import Mask, attention, attention_weights
 from jaxnlp.nn.sharding import constrain
 
 Initializer = Callable[..., Array]
-Cache = Mapping[str, Array]  # one layer's {"keys", "values"}, both [B, H, S, K]
+Cache = Mapping[str, Array]  # one layer's {"keys", "values"}, both [B, H, S, K]: of the tokens before, or of a memory
 
 
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),  # erf: BERT
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # GPT-2
     "relu": nn.relu,  # the original Transformer
+    "silu": nn.silu,  # Marian
 }
 
 
@@ -153,6 +158,56 @@ def _write(slots: Float[Array, "B H S K"], new: Float[Array, "B H T K"], offset)
     return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), offset, axis=2)
 
 
+class Memory(nn.Module):
+    """The keys and values of all layers' attention on an encoder's states, in one product; in the form of Stack."""
+
+    n_layers: int
+    n_heads: int
+    d_head: int
+    kernel_init: Initializer
+    dtype: Any
+    scan: bool
+
+    @nn.compact
+    def __call__(self, states: Float[Array, "B S D"]) -> Any:
+        shape = (self.n_layers, self.n_heads, 2, self.d_head)
+        project = Projection(
+            shape, kernel_init=self.kernel_init, cut=(None, "heads"), dtype=self.dtype, name="keys_values"
+        )
+        keys, values = jnp.einsum("bslhck->clbhsk", project(states))
+        if self.scan:
+            return {"keys": keys, "values": values}
+        return tuple({"keys": k, "values": v} for k, v in zip(keys, values, strict=True))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of x on a memory, whose keys and values are there already."""
+
+    n_heads: int
+    d_head: int
+    dropout: float
+    kernel_init: Initializer
+    out_init: Initializer
+    dtype: Any
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N T D"], memory: Cache, mask: Mask) -> Float[Array, "N T D"]:
+        N, T, _ = x.shape
+        k, v = memory["keys"], memory["values"]
+        project = functools.partial(Projection, dtype=self.dtype)
+        q = project((self.n_heads, self.d_head), kernel_init=self.kernel_init, cut=("heads",), name="query")(x)
+        # All rows of a source ask in one product: nothing of the memory is there twice.
+        q = jnp.einsum("bthk->bhtk", q.reshape(len(k), -1, *q.shape[2:]))
+        if self.is_mutable_collection("intermediates"):
+            weights = jnp.einsum("bhts->bths", attention_weights(q, k, mask)).reshape(N, T, self.n_heads, -1)
+            self.sow("intermediates", "cross_attentions", jnp.einsum("nths->nhts", weights))
+        drop = 0.0 if self.deterministic else self.dropout
+        context = attention(q, k, v, mask, dropout_rate=drop, dropout_rng=self.make_rng("dropout") if drop else None)
+        out = project((x.shape[-1],), n_in=2, kernel_init=self.out_init, cut=(None, "heads"), name="out")
+        return out(jnp.einsum("bhtk->bthk", context).reshape(N, T, self.n_heads, self.d_head))
+
+
 class MLP(nn.Module):
     """y = act(x W_1 + b_1) W_2 + b_2."""
 
@@ -172,44 +227,60 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and feed-forward, each with a residual and a norm: the equations at the head of this file."""
+    """Self-attention, attention on a memory if there is one, feed-forward: the equations at the head of this file."""
 
     n_heads: int
     d_head: int
     d_ff: int
-    activation: Literal["gelu", "gelu_tanh", "relu"]
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"]
     norm_first: bool
     epsilon: float  # of the norms
     dropout: float  # on what each sublayer adds
     attention_dropout: float  # on the attention weights
     kernel_init: Initializer
-    out_init: Initializer  # of the two projections that write to the residual stream
+    out_init: Initializer  # of the projections that write to the residual stream
+    attention_init: Initializer | None = None  # of queries, keys and values; None: kernel_init
     dtype: Any = jnp.float32
     deterministic: bool = True
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Mask, cache: Cache | None = None
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        common = {"kernel_init": self.kernel_init, "out_init": self.out_init, "dtype": self.dtype}
-        attend = SelfAttention(
-            self.n_heads,
-            self.d_head,
-            self.attention_dropout,
-            deterministic=self.deterministic,
-            name="attention",
-            **common,
-        )
-        mlp = MLP(self.d_ff, self.activation, name="mlp", **common)
-        norm_1, norm_2 = (LayerNorm(self.epsilon, self.dtype, name=f"norm_{i}") for i in (1, 2))
+        self,
+        x: Float[Array, "N T D"],
+        mask: Mask,
+        cache: Cache | None = None,
+        memory: Cache | None = None,
+        memory_mask: Mask = Mask(),
+    ) -> tuple[Float[Array, "N T D"], Cache | None]:
+        attends = {
+            "n_heads": self.n_heads,
+            "d_head": self.d_head,
+            "dropout": self.attention_dropout,
+            "kernel_init": self.attention_init or self.kernel_init,
+            "out_init": self.out_init,
+            "dtype": self.dtype,
+            "deterministic": self.deterministic,
+        }
         drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
+        norm = lambda name: LayerNorm(self.epsilon, self.dtype, name=name)  # noqa: E731
+
+        def before(x: Array, norm: LayerNorm) -> Array:
+            return _gathered(norm(x) if self.norm_first else x)
+
+        def after(x: Array, added: Array, norm: LayerNorm) -> Array:
+            y = x + drop(_scattered(added))
+            return y if self.norm_first else norm(y)
+
+        norm_1, norm_2 = norm("norm_1"), norm("norm_2")
         self.sow("intermediates", "hidden_states", x)
         x = _scattered(x)
-        added, cache = attend(_gathered(norm_1(x) if self.norm_first else x), mask, cache)
-        h = x + drop(_scattered(added))
-        h = h if self.norm_first else norm_1(h)
-        y = h + drop(_scattered(mlp(_gathered(norm_2(h) if self.norm_first else h))))
-        return (y if self.norm_first else norm_2(y)), cache
+        added, cache = SelfAttention(**attends, name="attention")(before(x, norm_1), mask, cache)
+        x = after(x, added, norm_1)
+        if memory is not None:
+            own = norm("norm_cross")
+            x = after(x, CrossAttention(**attends, name="cross_attention")(before(x, own), memory, memory_mask), own)
+        mlp = MLP(self.d_ff, self.activation, self.kernel_init, self.out_init, self.dtype, name="mlp")
+        return after(x, mlp(before(x, norm_2)), norm_2), cache
 
 
 def _gathered(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -232,8 +303,9 @@ REMAT = {  # what the backward pass recomputes -> what the forward pass keeps
 class Stack(nn.Module):
     """n_layers blocks, one after another: unrolled as "0", "1", …, or scanned as "layers" with a leading axis L.
 
-    Scanning compiles one block whatever the depth; unrolling runs faster on small models. The cache follows the form:
-    a tuple of L layers' caches, or one with a leading axis L.
+    Scanning compiles one block whatever the depth; unrolling runs faster on small models. Cache and memory follow the
+    form: a tuple of L layers', or one whose leaves have an axis L, the cache's second (its rows come first in any
+    form), the memory's first.
     """
 
     block: Callable[..., Block]
@@ -242,7 +314,9 @@ class Stack(nn.Module):
     remat: Literal["none", "dots", "full"] = "none"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], mask: Mask, cache: Any = None) -> tuple[Float[Array, "B T D"], Any]:
+    def __call__(
+        self, x: Float[Array, "N T D"], mask: Mask, cache: Any = None, memory: Any = None, memory_mask: Mask = Mask()
+    ) -> tuple[Float[Array, "N T D"], Any]:
         body = self.block
         if self.remat != "none":
             body = _lift(nn.remat, body, policy=REMAT[self.remat], prevent_cse=not self.scan)
@@ -252,13 +326,15 @@ class Stack(nn.Module):
                 body,
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, 0),
+                in_axes=(nn.broadcast, 1, 0, nn.broadcast),
+                out_axes=1,
                 length=self.n_layers,
             )
-            return layers(name="layers")(x, mask, cache)
+            return layers(name="layers")(x, mask, cache, memory, memory_mask)
+        of = lambda layers, i: None if layers is None else layers[i]  # noqa: E731
         caches = []
         for i in range(self.n_layers):
-            x, new = body(name=str(i))(x, mask, None if cache is None else cache[i])
+            x, new = body(name=str(i))(x, mask, of(cache, i), of(memory, i), memory_mask)
             caches.append(new)
         return x, None if cache is None else tuple(caches)
 
@@ -270,13 +346,30 @@ def _lift(transform, block: functools.partial, **options) -> functools.partial:
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of unrolled blocks (blocks/0, …) as those of scanned ones (blocks/layers, with a leading axis L)."""
-    blocks = params["blocks"]
-    layers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[str(i)] for i in range(len(blocks))))
-    return {**params, "blocks": {"layers": layers}}
+    return _restacked(params, lambda blocks: {"layers": jax.tree.map(_stacked, *map(blocks.get, _numbers(blocks)))})
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `stack_layers`."""
-    layers = params["blocks"]["layers"]
-    n_layers = len(jax.tree.leaves(layers)[0])
-    return {**params, "blocks": {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(n_layers)}}
+
+    def apart(blocks: Mapping[str, Any]) -> dict[str, Any]:
+        layers = blocks["layers"]
+        n_layers = len(jax.tree.leaves(layers)[0])
+        return {str(i): jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(n_layers)}
+
+    return _restacked(params, apart)
+
+
+def _stacked(*leaves: Array) -> Array:
+    return jnp.stack(leaves)
+
+
+def _numbers(blocks: Mapping[str, Any]) -> list[str]:
+    return [str(i) for i in range(len(blocks))]
+
+
+def _restacked(params: Any, change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
+    """The tree with `change` applied to everything under the name blocks."""
+    if not isinstance(params, Mapping):
+        return params
+    return {name: change(tree) if name == "blocks" else _restacked(tree, change) for name, tree in params.items()}

@@ -189,13 +189,17 @@ class Translation:
     def heatmap(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, source: str, target: str
     ) -> Heatmap | None:
-        """The attention's weights while the target is read, a row a token; None of a model without attention."""
+        """The attention's weights while the target is read, a row a token; None of a model without attention.
+
+        Of a Transformer, their mean over heads and layers.
+        """
         x = [*tokenizer.encode(source)[: self.length - 1], tokenizer.eos_id]
         y = [*tokenizer.target.encode(target)[: self.length - 1], tokenizer.target.eos_id]
         ids = {"input_ids": jnp.array([x]), "decoder_input_ids": jnp.array([[tokenizer.target.bos_id, *y[:-1]]])}
-        weights = next(sown(_intermediates(model, params, ids), "cross_attentions"), None)
-        if weights is None:
+        layers = list(sown(_intermediates(model, params, ids), "cross_attentions"))
+        if not layers:
             return None
+        weights = layers[-1] if layers[-1].ndim == 3 else jnp.mean(jnp.stack(layers), axis=(0, 2))
         return Heatmap(
             title=f"Attention: {source}",
             rows=tuple(tokenizer.target.spell(t) for t in y),
@@ -223,7 +227,9 @@ def scores(found: Sequence[str], references: Sequence[str]) -> tuple[dict[str, f
 
 def _own_tokens(apply: Apply, batch: Batch) -> Int[Array, "B T"]:
     """The decoder's inputs if it goes on from its own best tokens: no gradient passes a choice."""
-    memory, cache = apply(batch["input_ids"], batch["attention_mask"], method="encode", deterministic=True)
+    length = batch["decoder_input_ids"].shape[1]
+    source = batch["input_ids"], batch["attention_mask"]
+    memory, cache = apply(*source, method="encode", length=length, deterministic=True)
 
     def step(carry, _):
         token, cache = carry
@@ -231,7 +237,7 @@ def _own_tokens(apply: Apply, batch: Batch) -> Int[Array, "B T"]:
         return (out["logits"][:, 0].argmax(-1).astype(token.dtype), out["cache"]), token
 
     first = batch["decoder_input_ids"][:, 0]
-    _, tokens = jax.lax.scan(step, (first, cache), length=batch["decoder_input_ids"].shape[1])
+    _, tokens = jax.lax.scan(step, (first, cache), length=length)
     return jax.lax.stop_gradient(tokens.T)
 
 
@@ -243,17 +249,18 @@ def _search(
     attention_mask: Int[Array, "B S"],
     *,
     bos_id: Any,
-    n_beams: int,
+    max_new_tokens: int,
     **options: Any,
 ) -> Beams:
-    memory, cache = model.apply({"params": params}, input_ids, attention_mask, method="encode")
+    source = {"params": params}, input_ids, attention_mask
+    memory, cache = model.apply(*source, method="encode", length=max_new_tokens)
 
     def step(tokens, cache):
         out = model.apply({"params": params}, tokens[:, None], memory, cache, method="decode")
         return out["logits"][:, 0], out["cache"]
 
     first = jnp.full(len(input_ids), bos_id, jnp.int32)
-    return decoding.beam_search(step, cache, first, n_beams=n_beams, **options)
+    return decoding.beam_search(step, cache, first, max_new_tokens=max_new_tokens, **options)
 
 
 @functools.partial(jax.jit, static_argnums=0)

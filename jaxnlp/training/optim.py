@@ -23,8 +23,11 @@ import optax
 Params = Any  # a nested dict of arrays
 
 MATRICES = {  # axes that are rows and columns of a kernel's matrix; the others number matrices: q, k and v, and layers
-    r".*/qkv/kernel": optax.contrib.MuonDimensionNumbers((-1,), (-4, -2)),  # [H, 3, K, D]
-    r".*/attention/out/kernel": optax.contrib.MuonDimensionNumbers((-2, -1), (-3,)),  # [D, H, K]
+    r".*/(qkv|keys_values)/kernel": optax.contrib.MuonDimensionNumbers(
+        (-1,), (-4, -2)
+    ),  # [H, 3, K, D], [L, H, 2, K, D]
+    r".*/query/kernel": optax.contrib.MuonDimensionNumbers((-1,), (-3, -2)),  # [H, K, D]
+    r".*/(cross_)?attention/out/kernel": optax.contrib.MuonDimensionNumbers((-2, -1), (-3,)),  # [D, H, K]
     r".*/mlp/(in|out)/kernel": optax.contrib.MuonDimensionNumbers((-1,), (-2,)),
 }
 
@@ -118,7 +121,8 @@ def _labels(optim: Optim, params: Params) -> Params:
 
 
 def _kind(path: str, _: Any) -> str:
-    return "matrices" if path.startswith("blocks/") and path.endswith("/kernel") else "others"
+    of_block = re.match(r"((encoder|decoder)/)?blocks/|memory/", path)
+    return "matrices" if of_block and path.endswith("/kernel") else "others"
 
 
 def _matrix(path: str, _: Any) -> optax.contrib.MuonDimensionNumbers:
@@ -130,7 +134,7 @@ def _matrix(path: str, _: Any) -> optax.contrib.MuonDimensionNumbers:
 
 def decayed(params: Params) -> Params:
     """True where weight decay applies: on everything but biases and the norms' scales."""
-    return by_path(lambda path, _: not path.endswith(("/bias", "/scale")), params)
+    return by_path(lambda path, _: not path.endswith(("bias", "scale")), params)
 
 
 def frozen(optim: Optim, path: str) -> bool:
@@ -160,6 +164,8 @@ def _scale_layers(rate: float) -> optax.GradientTransformation:
     """Updates times rate ** (layers above): 0 above the heads, 1 above the last block, …, the embeddings lowest."""
 
     def scale(updates: Params) -> Params:
+        if "blocks" not in updates:
+            raise ValueError(f"optim.layer_decay={rate} of a model that is no one stack of blocks; allowed: None")
         blocks = updates["blocks"]
         n_layers = len(jax.tree.leaves(blocks["layers"])[0]) if "layers" in blocks else len(blocks)
 

@@ -54,18 +54,20 @@ RULES: Mapping[str, tuple[str | None, ...]] = {
     r"(embed|output|source|target)/tokens": ("vocabulary", "width"),
     r"output_bias": ("vocabulary",),
     r"embed/positions": ("positions", "width"),
-    r"attention/qkv/kernel": ("heads", None, "head", "width"),
-    r"attention/qkv/bias": ("heads", None, None),
-    r"attention/out/kernel": ("width", "heads", "head"),
+    r"(attention/qkv|memory/keys_values)/kernel": ("heads", None, "head", "width"),
+    r"(attention/qkv|memory/keys_values)/bias": ("heads", None, None),
+    r"cross_attention/query/kernel": ("heads", "head", "width"),
+    r"cross_attention/query/bias": ("heads", None),
+    r"(cross_)?attention/out/kernel": ("width", "heads", "head"),
     r"mlp/in/kernel": ("feed_forward", "width"),
     r"mlp/in/bias": ("feed_forward",),
     r"mlp/out/kernel": ("width", "feed_forward"),
     # A recurrence is not cut: every step would wait for every device.
     r"(input|recurrent)/kernel": (None, None, "width"),
-    r"(readout|project|query|bridge_\d+_\d+)/kernel": (None, "width"),
+    r"(readout|project|attention/query|bridge_\d+_\d+)/kernel": (None, "width"),
     r"heads/\w+/kernel": ("width", None),
     r"input/bias": (None, None),
-    r"(norm|norm_\d)/(scale|bias)|(out|recurrent|readout|project|bridge_\d+_\d+)/bias|attention/v": (None,),
+    r"norm(_\w+)?/(scale|bias)|(out|recurrent|readout|project|bridge_\d+_\d+)/bias|attention/v": (None,),
 }
 
 WHOLE = PartitionSpec()

@@ -82,9 +82,7 @@ def _placed(x: np.ndarray, sharding: Any) -> Array:
 
 def _as_in(initial: Params, loaded: Params) -> Params:
     """The loaded layers stacked or apart, as the initial ones are."""
-    if "blocks" not in initial or "blocks" not in loaded:
-        return loaded
-    want, have = ("layers" in params["blocks"] for params in (initial, loaded))
+    want, have = (any("blocks/layers/" in path for path in flatten_dict(tree, sep="/")) for tree in (initial, loaded))
     if want == have:
         return loaded
     return stack_layers(loaded) if want else unstack_layers(loaded)

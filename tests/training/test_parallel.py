@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from jaxnlp.models import gpt, rnn, seq2seq
+from jaxnlp.models import gpt, rnn, seq2seq, transformer
 from jaxnlp.models.heads import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.translation import Translation
@@ -103,21 +103,27 @@ def test_agrees_with_plain_jit(form, fields, batches, expected):
     np.testing.assert_allclose(jax.device_get(state.sums)["loss"], expected[0].sums["loss"], rtol=1e-5)
 
 
-RECURRENT = {
+OTHERS = {
     "rnn": (rnn.Config(vocab_size=120, cell="gru", d_model=32, dropout=0.0), LanguageModeling(length=LENGTH)),
     "seq2seq": (
         seq2seq.Config(vocab_size=120, d_embed=16, d_model=32, tied=True, attention="general", input_feeding=True),
+        Translation(length=LENGTH),
+    ),
+    "transformer": (
+        transformer.Config(
+            vocab_size=120, n_encoder_layers=1, n_decoder_layers=2, d_model=32, n_heads=4, d_ff=64, dropout=0.0
+        ),
         Translation(length=LENGTH),
     ),
 }
 
 
 @pytest.mark.parametrize(("form", "fields"), [("pmap", {}), (MESHES[-1], {}), (MESHES[-2], {"accumulate": 2})])
-@pytest.mark.parametrize("name", RECURRENT)
-def test_recurrent_models_agree_with_plain_jit(name, form, fields, batches):
-    config, task = RECURRENT[name]
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_models_agree_with_plain_jit(name, form, fields, batches):
+    config, task = OTHERS[name]
     few = {key: batches[key][:4] for key in ("input_ids", "labels", "weights")}
-    if name == "seq2seq":
+    if name != "rnn":
         mask = few["weights"][..., ::-1] if fields else few["weights"]  # padding on the left, or on the right
         few |= {"attention_mask": mask.astype(np.int32), "decoder_input_ids": few["input_ids"][..., ::-1]}
     given = {"model": config.build(), "task": task}
@@ -179,6 +185,8 @@ BUILT = {
     "scanned": dataclasses.replace(gpt.VARIANTS["gpt2"], scan=True).build((Classification(3),)),
     "rnn": rnn.Config().build(),
     **{name: seq2seq.VARIANTS[name].build() for name in ("rnnsearch", "luong")},
+    "transformer": dataclasses.replace(transformer.VARIANTS["base"], target_vocab_size=999, output_bias=True).build(),
+    "transformer scanned": dataclasses.replace(transformer.VARIANTS["big"], scan=True, norm_first=True).build(),
 }
 
 
@@ -194,7 +202,7 @@ def test_every_matrix_matches_a_rule(name):
     for path, x in parameters(name).items():
         rules = [names for pattern, names in parallel.RULES.items() if re.search(f"(^|/)({pattern})$", path)]
         assert len(rules) == 1, f"{path}: {rules}"
-        layers = name == "scanned" and path.startswith("blocks/")
+        layers = ("scanned" in name and "blocks/" in path) or path.startswith("memory/")
         assert len(rules[0]) == x.ndim - layers, path
         assert parallel.axes(path, x.ndim) == (None,) * layers + rules[0]
 

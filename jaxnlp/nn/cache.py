@@ -1,0 +1,58 @@
+"""What a causal stack of blocks reads: places, mask, and in decoding the keys and values of the tokens before.
+
+    {"layers": each layer's keys and values, "segment_ids" [B, S]: 0 marks padding, "index": slots that are written}
+
+Every leaf but the index has the rows first. Letters: B batch, T new tokens, S slots, L layers, H heads, K head width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxnlp.nn.masks import Mask
+
+Cache = Mapping[str, Any]
+
+
+def empty(batch: int, length: int, *, n_layers: int, n_heads: int, d_head: int, dtype: Any, scan: bool) -> Cache:
+    """A cache of `length` slots: a tuple of layers' [B, H, S, K], or, where they are scanned, one [B, L, H, S, K]."""
+    shape = (n_heads, length, d_head)
+    layer = lambda *n: {name: jnp.zeros((batch, *n, *shape), dtype) for name in ("keys", "values")}  # noqa: E731
+    return {
+        "layers": layer(n_layers) if scan else tuple(layer() for _ in range(n_layers)),
+        "segment_ids": jnp.zeros((batch, length), jnp.int32),
+        "index": jnp.zeros((), jnp.int32),
+    }
+
+
+def reading(
+    input_ids: Int[Array, "B T"],
+    attention_mask: Int[Array, "B T"] | None,
+    position_ids: Int[Array, "#B T"] | None,
+    segment_ids: Int[Array, "B T"] | None,
+    cache: Cache | None,
+) -> tuple[Cache | None, Mask, Int[Array, "#B T"]]:
+    """(the cache with T more tokens in its books, mask, positions).
+
+    `attention_mask` is 1 on real tokens and 0 on padding (left or right); `segment_ids` keeps packed documents apart (0
+    is padding). Positions are 0 … T - 1 where not given; with a cache they count real tokens.
+    """
+    if cache is None:
+        if segment_ids is None:
+            segment_ids = attention_mask
+        elif attention_mask is not None:
+            segment_ids = segment_ids * attention_mask
+        position_ids = jnp.arange(input_ids.shape[1])[None] if position_ids is None else position_ids
+        return None, Mask(causal=True, segment_ids=segment_ids), position_ids
+    if not (segment_ids is None and position_ids is None):
+        raise ValueError("segment_ids or position_ids came with a cache; allowed: attention_mask, which gives both")
+    new = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
+    before = cache["segment_ids"].sum(1, keepdims=True)
+    position_ids = jnp.maximum(before + jnp.cumsum(new, 1) - 1, 0)
+    index = cache["index"]
+    segment_ids = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids"], new, index, axis=1)
+    cache = {**cache, "segment_ids": segment_ids, "index": index + input_ids.shape[1]}
+    return cache, Mask(causal=True, segment_ids=segment_ids, offset=index), position_ids
