@@ -35,6 +35,7 @@ ROWS = 32  # texts that `predict` takes at a time
 Folder = Annotated[Positional[str], tyro.conf.arg(metavar="RUN", help="a run's folder")]
 Step = Annotated[Literal["latest", "best"] | int, tyro.conf.arg(help="which checkpoint")]
 Average = Annotated[bool, tyro.conf.arg(help="the moving average of the parameters")]
+Mean = Annotated[int, tyro.conf.arg(help="the mean of so many checkpoints, the latest")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,7 +174,13 @@ class Planning:
 
 
 def evaluate(
-    run: Folder, *, split: str | None = None, step: Step = "latest", ema: Average = False, data_dir: str | None = None
+    run: Folder,
+    *,
+    split: str | None = None,
+    step: Step = "latest",
+    ema: Average = False,
+    average: Mean = 1,
+    data_dir: str | None = None,
 ) -> None:
     """Prints the metrics of a run over its validation part, or over another split of the same set, as JSON.
 
@@ -183,7 +190,7 @@ def evaluate(
     """
     import jaxnlp
 
-    loaded = jaxnlp.load(run, step=step, ema=ema)
+    loaded = jaxnlp.load(run, step=step, ema=ema, average=average)
     source = loaded.experiment.data.validation
     if split is not None:
         if not hasattr(source, "split"):
@@ -205,6 +212,7 @@ def generate(
     stop: tuple[str, ...] = (),
     step: Step = "latest",
     ema: Average = False,
+    average: Mean = 1,
 ) -> None:
     """Prints the prompt and the text that goes on from it, as it comes.
 
@@ -217,7 +225,7 @@ def generate(
     """
     import jaxnlp
 
-    loaded = jaxnlp.load(run, step=step, ema=ema)
+    loaded = jaxnlp.load(run, step=step, ema=ema, average=average)
     print(prompt, end="", flush=True)
     loaded.generate(
         [prompt],
@@ -234,7 +242,13 @@ def generate(
 
 
 def predict(
-    run: Folder, file: Positional[Path | None] = None, /, *, step: Step = "latest", ema: Average = False
+    run: Folder,
+    file: Positional[Path | None] = None,
+    /,
+    *,
+    step: Step = "latest",
+    ema: Average = False,
+    average: Mean = 1,
 ) -> None:
     """Prints a JSON object for each line of text.
 
@@ -244,7 +258,7 @@ def predict(
     import jaxnlp
 
     with sys.stdin if file is None else file.open(encoding="utf-8") as lines:
-        loaded = jaxnlp.load(run, step=step, ema=ema)
+        loaded = jaxnlp.load(run, step=step, ema=ema, average=average)
         texts = (line.rstrip("\n") for line in lines)
         while rows := list(itertools.islice(texts, ROWS)):
             for text, prediction in zip(rows, loaded.predict(rows)):

@@ -22,7 +22,7 @@ from jaxnlp.files import explained
 from jaxnlp.tasks import generation, words
 from jaxnlp.tasks.task import Points, sown
 from jaxnlp.training import loop
-from jaxnlp.training.checkpoint import load_params
+from jaxnlp.training.checkpoint import load_average, load_params
 from jaxnlp.training.experiment import Experiment
 from jaxnlp.training.folder import open_run
 from jaxnlp.training.serialize import External
@@ -106,6 +106,7 @@ def load(
     *,
     step: int | Literal["latest", "best"] = "latest",
     ema: bool = False,
+    average: int = 1,
     mesh: Mesh | None = None,
     dtype: Any = None,
 ) -> Run:
@@ -114,6 +115,7 @@ def load(
     Args:
         step: the newest whole checkpoint, the one that was best on the validation part, or the one of that step.
         ema: the moving average of the parameters instead of their last values.
+        average: the mean of so many checkpoints, the latest; `keep_latest` says how many a run keeps.
         mesh: the devices that hold the parameters, each all of them; None: the first device.
         dtype: of parameters and activations, such as "bfloat16"; None: as the run was trained.
 
@@ -130,7 +132,13 @@ def load(
             experiment.model if dtype is None else dataclasses.replace(experiment.model, dtype=jnp.dtype(dtype).name)
         )
         sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-        params, step = load_params(folder.checkpoints, step, ema=ema, sharding=sharding, dtype=dtype)
+        options = {"ema": ema, "sharding": sharding, "dtype": dtype}
+        if average == 1:
+            params, step = load_params(folder.checkpoints, step, **options)
+        elif step == "latest":
+            params, step = load_average(folder.checkpoints, average, **options)
+        else:
+            raise ValueError(f"average={average} with step={step!r}; allowed with: latest")
         heads = () if isinstance(experiment.task, External) else experiment.task.heads
         return Run(config.build(heads), params, Tokenizer.load(folder.tokenizer), experiment, step)
 

@@ -231,6 +231,22 @@ def load_params(
     return ocp.load_checkpointables(directory / str(manifest.step), {part: _placed(abstract)})[part], manifest.step
 
 
+def load_average(directory: epath.PathLike, n: int, *, dtype: Any = None, **options: Any) -> tuple[dict[str, Any], int]:
+    """The mean of the last n checkpoints' parameters (Vaswani et al., 2017, 6.1), and the last one's step.
+
+    CheckpointError where there are fewer; `options` are those of `load_params`. Two are held at a time.
+    """
+    directory = absolute(locate(directory))
+    steps = _steps(directory) if directory.exists() else []
+    if not 1 <= n <= max(len(steps), 1):
+        raise CheckpointError(f"average={n}: {directory} has the steps {steps}; allowed: 1 to {max(len(steps), 1)}")
+    mean, last = load_params(directory, **options)
+    for step in steps[-n:-1]:
+        params, _ = load_params(directory, step, **options)
+        mean = jax.tree.map(jnp.add, mean, params)
+    return jax.tree.map(lambda x: (x / n).astype(_cast(x.dtype, dtype)), mean), last
+
+
 def _orbax_context() -> ocp.Context:
     context = ocp.Context()
     # Made in the background, a folder that cannot be made leaves Orbax's threads waiting for it for minutes.

@@ -4,6 +4,10 @@ lr(t) = lr (t + 1) / (W + 1)                                              t < W 
 lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (E - W))) / 2)          W <= t < E = end_at * steps
 lr(t) = lr end                                                            t >= E
 
+or, with decay "rsqrt", lr sqrt((W + 1) / (t + 1)) from W on (Vaswani et al., 2017, eq. 3), whose peak is
+
+lr = 1 / sqrt(D (W + 1)) in a model of width D.
+
 Decay is on matrices and tables only. Muon takes the momentum (0.95, Nesterov's) of a block's matrix [m, n] = U S V' by
 five steps of Newton and Schulz's iteration to nearly U V', which is orthogonal, and scales it by 0.2 sqrt(max(m, n)) to
 the size of AdamW's updates (Liu et al., 2025, eq. 4), so that lr and decay mean the same in both. The queries', keys'
@@ -39,7 +43,7 @@ class Optim:
     name: Literal["adamw", "muon"] = "adamw"
     lr: float = 6e-4  # the peak
     warmup: float = 0.02  # fraction of the steps
-    decay: Literal["cosine", "linear", "constant"] = "cosine"  # from the peak to end * lr
+    decay: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"  # from the peak to end * lr; "rsqrt" has no end
     end: float = 0.1  # of the peak
     end_at: float = 1.0  # fraction of the steps after which it stays there
     b1: float = 0.9  # AdamW's, as b2 and epsilon
@@ -78,6 +82,7 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
         "cosine": optax.cosine_decay_schedule(optim.lr, rest, alpha=optim.end),
         "linear": optax.linear_schedule(optim.lr, optim.lr * optim.end, rest),
         "constant": optax.constant_schedule(optim.lr),
+        "rsqrt": lambda t: optim.lr * ((warmup + 1) / (t + warmup + 1)) ** 0.5,
     }[optim.decay]
     up = optax.linear_schedule(optim.lr / (warmup + 1), optim.lr, max(warmup, 1))
     return optax.join_schedules([up, after], [warmup])

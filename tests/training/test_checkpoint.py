@@ -22,7 +22,7 @@ import optax
 import pytest
 
 from jaxnlp.training import checkpoint
-from jaxnlp.training.checkpoint import CheckpointError, Checkpoints, load_params
+from jaxnlp.training.checkpoint import CheckpointError, Checkpoints, load_average, load_params
 
 
 @flax.struct.dataclass
@@ -112,6 +112,16 @@ def test_params_load_alone(tmp_path):
     assert_same(load_params(tmp_path, 1, ema=True)[0], make_state(1, ema=True).ema)
     params, _ = load_params(tmp_path, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+
+
+def test_the_last_checkpoints_average(tmp_path):
+    save(tmp_path, 1, 2, 4)
+    found, step = load_average(tmp_path, 2)
+    assert step == 4
+    two, four = make_state(2).params, make_state(4).params
+    assert_same(found, jax.tree.map(lambda a, b: (a + b) / 2, two, four))
+    with pytest.raises(CheckpointError, match=r"average=4: .* has the steps \[1, 2, 4\]; allowed: 1 to 3"):
+        load_average(tmp_path, 4)
 
 
 def test_params_load_without_reading_the_optimizer(tmp_path, monkeypatch):

@@ -60,6 +60,13 @@ def test_schedule(decay):
         assert math.isclose(rate(t), 2.0 * shape((t - 10) / 90), rel_tol=1e-5)
 
 
+def test_the_transformers_schedule():
+    """D^-0.5 min(s^-0.5, s W^-1.5) at the s-th step (Vaswani et al., 2017, eq. 3), W = 11."""
+    rate = schedule(Optim(lr=(512 * 11) ** -0.5, warmup=0.1, decay="rsqrt"), 100)
+    for s in range(1, 101):
+        assert math.isclose(rate(s - 1), 512**-0.5 * min(s**-0.5, s * 11**-1.5), rel_tol=1e-6)
+
+
 def test_the_schedule_ends_where_it_is_told():
     """GPT-3's: warm until step 10, at a tenth from step 60 of 100 on."""
     rate = schedule(Optim(lr=2.0, warmup=0.1, end=0.1, end_at=0.6), 100)
