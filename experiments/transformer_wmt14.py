@@ -5,8 +5,8 @@
 
 The paper (its sections 5 and 6): a shared BPE of about 37,000 words, batches of about 25,000 source and 25,000 target
 tokens, Adam (0.9, 0.98, 1e-9) with 4,000 steps of warmup and then the inverse square root, label smoothing 0.1; 100,000
-steps for base and 300,000 for big, of which the last 5 and 20 checkpoints are averaged: `evaluate RUN --average 5`. Beam
-4, length penalty 0.6; BLEU 27.3 and 28.4. Here the BPE is byte-level, and products are in bfloat16. Not run here.
+steps for base and 300,000 for big, of which the last 5 and 20 checkpoints are averaged: `evaluate RUN --average 5`.
+Beam 4, length penalty 0.6; BLEU 27.3 and 28.4. Here the BPE is byte-level, and products are in bfloat16. Not run here.
 """
 
 import dataclasses

@@ -115,7 +115,7 @@ def test_params_load_alone(tmp_path):
 
 
 def test_the_last_checkpoints_average(tmp_path):
-    save(tmp_path, 1, 2, 4)
+    save(tmp_path, 1, 2, 4, keep_latest=3)
     found, step = load_average(tmp_path, 2)
     assert step == 4
     two, four = make_state(2).params, make_state(4).params
