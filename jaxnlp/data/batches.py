@@ -4,8 +4,9 @@
     >>> batch(7)["input_ids"].shape, batch(7, slice(0, 64))["input_ids"].shape    # one host's part of step 7
     ((512, 1024), (64, 1024))
 
-`windows` packs documents for a language model, `padded` keeps one example a row, `pairs` a source and its target, both
-in buckets of length. The seed None means evaluation: one pass in order, what a batch lacks being rows of weight 0.
+`windows` packs documents for a language model, `padded` keeps one example a row, `pairs` a source and its target,
+`joined` both in one sequence, these three in buckets of length. The seed None means evaluation: one pass in order, what
+a batch lacks being rows of weight 0.
 Letters: B batch, S source length, T (target) length.
 """
 
@@ -380,9 +381,36 @@ def pairs(
     gives the number: training leaves them out, since half a sentence is no translation of a whole one; evaluation keeps
     them, without their ends, so that a figure is of the whole set.
     """
-    if buckets is None:
-        buckets = tuple(sorted({max(max_length // k, 1) for k in (1, 2, 3, 4, 6, 8)}))
-    return Pairs(cache, batch_size, max_length, pad_id, bos_id, seed, buckets)
+    return Pairs(cache, batch_size, max_length, pad_id, bos_id, seed, buckets or _parts(max_length))
+
+
+class Joined(Pairs):
+    """See `joined`."""
+
+    token_fields = ("input_ids", "labels")
+
+    def _row(self, record: Batch) -> Batch:
+        return record
+
+
+def joined(
+    cache: Cache,
+    *,
+    batch_size: int,
+    max_length: int,
+    pad_id: int,
+    seed: int | None,
+    buckets: tuple[int, ...] | None = None,
+) -> Joined:
+    """A sequence a row, padded on the right: the records' fields as they are, [B, T], and numbers, [B].
+
+    Buckets, budget, order and what becomes of longer ones are those of `pairs`.
+    """
+    return Joined(cache, batch_size, max_length, pad_id, pad_id, seed, buckets or _parts(max_length))
+
+
+def _parts(max_length: int) -> tuple[int, ...]:
+    return tuple(sorted({max(max_length // k, 1) for k in (1, 2, 3, 4, 6, 8)}))
 
 
 # Rows by hand ---------------------------------------------------------------------------------------------------------

@@ -116,7 +116,8 @@ class GPT(nn.Module):
     and, with `mutable="intermediates"`, each block's input and attention weights.
 
     `attention_mask` [B, T] is 1 on real tokens and 0 on padding (left or right); `segment_ids` [B, T] keeps packed
-    documents apart (0 is padding). Positions are 0 … T - 1 where not given; with a cache they count real tokens.
+    documents apart (0 is padding). Positions are 0 … T - 1 where not given; with a cache they count real tokens. The
+    first `prefix_lengths` [B] tokens of a row see one another (prefix language model: Raffel et al., 2020, 3.2.1).
     """
 
     config: Config
@@ -130,6 +131,7 @@ class GPT(nn.Module):
         position_ids: Int[Array, "#B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         cache: dict[str, Any] | None = None,
+        prefix_lengths: Int[Array, " B"] | None = None,
         *,
         deterministic: bool = True,
         logits: bool = True,
@@ -139,7 +141,7 @@ class GPT(nn.Module):
         T = input_ids.shape[1]
         if cache is None and c.n_positions < T:
             raise ValueError(f"input_ids has length {T}; allowed: at most model.n_positions={c.n_positions}")
-        cache, mask, position_ids = reading(input_ids, attention_mask, position_ids, segment_ids, cache)
+        cache, mask, position_ids = reading(input_ids, attention_mask, position_ids, segment_ids, cache, prefix_lengths)
         embed = Embeddings(
             c.vocab_size, c.n_positions, c.d_model, c.dropout, dtype, deterministic=deterministic, name="embed"
         )

@@ -236,13 +236,14 @@ class Decoder(nn.Module):
         position_ids: Int[Array, "#B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         cache: Cache | None = None,
+        prefix_lengths: Int[Array, " B"] | None = None,
         *,
         deterministic: bool = True,
         logits: bool = True,
     ) -> dict[str, Any]:
         c = self.config
         embed = TokenTable(c.vocab_size, c.d_model, name="embed")
-        cache, mask, places = reading(input_ids, attention_mask, position_ids, segment_ids, cache)
+        cache, mask, places = reading(input_ids, attention_mask, position_ids, segment_ids, cache, prefix_lengths)
         half = _Half(c, c.n_decoder_layers, name="decoder")
         hidden, cache = half(embed(input_ids), places, mask, deterministic, cache)
         outputs = {} if cache is None else {"cache": cache}

@@ -34,11 +34,13 @@ def reading(
     position_ids: Int[Array, "#B T"] | None,
     segment_ids: Int[Array, "B T"] | None,
     cache: Cache | None,
+    prefix_lengths: Int[Array, " B"] | None = None,
 ) -> tuple[Cache | None, Mask, Int[Array, "#B T"]]:
     """(the cache with T more tokens in its books, mask, positions).
 
     `attention_mask` is 1 on real tokens and 0 on padding (left or right); `segment_ids` keeps packed documents apart (0
-    is padding). Positions are 0 … T - 1 where not given; with a cache they count real tokens.
+    is padding); the first prefix_lengths[b] positions of a row, padding included, are seen by all others. Positions are
+    0 … T - 1 where not given; with a cache they count real tokens.
     """
     if cache is None:
         if segment_ids is None:
@@ -46,7 +48,7 @@ def reading(
         elif attention_mask is not None:
             segment_ids = segment_ids * attention_mask
         position_ids = jnp.arange(input_ids.shape[1])[None] if position_ids is None else position_ids
-        return None, Mask(causal=True, segment_ids=segment_ids), position_ids
+        return None, Mask(causal=True, segment_ids=segment_ids, prefix=prefix_lengths), position_ids
     if not (segment_ids is None and position_ids is None):
         raise ValueError("segment_ids or position_ids came with a cache; allowed: attention_mask, which gives both")
     new = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
@@ -55,4 +57,4 @@ def reading(
     index = cache["index"]
     segment_ids = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids"], new, index, axis=1)
     cache = {**cache, "segment_ids": segment_ids, "index": index + input_ids.shape[1]}
-    return cache, Mask(causal=True, segment_ids=segment_ids, offset=index), position_ids
+    return cache, Mask(causal=True, segment_ids=segment_ids, offset=index, prefix=prefix_lengths), position_ids

@@ -9,13 +9,18 @@ best of a beam search; the scores of a whole set are sacreBLEU's (Post, 2018):
     chrf           F-score of character n-grams, 0 to 100 (Popović, 2015)
     exact_match    the part of the translations that equal the reference
 
-The model is any with `encode` and `decode` (models/seq2seq.py).
+    form                 the model                                            what it reads
+    encoder-decoder      any with `encode` and `decode`: seq2seq, transformer   the source; the target so far
+    causal               any language model: gpt                              [source; separator; target so far]
+    prefix               gpt                                                  the same, the source seen both ways
+
+In the last two p is taken of the target alone too. The separator is the token with which a target begins.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +36,12 @@ from jaxnlp.decoding import Beams
 from jaxnlp.losses import blocked_cross_entropy
 from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Samples, Sums, Table, require, sown
 
+FORMS = {  # what of a batch the model reads
+    "encoder-decoder": ("input_ids", "attention_mask", "decoder_input_ids"),
+    "causal": ("input_ids",),
+    "prefix": ("input_ids", "prefix_lengths"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
@@ -38,13 +49,21 @@ class Translation:
 
     source: str = "en"  # the feature that holds the text to translate
     target: str = "de"  # the feature that holds its translation
-    length: int = 128  # tokens of a text with its end: longer pairs are left out of training, longer sources cut
+    length: int = 128  # tokens of a text with its end: longer pairs are left out of training, longer sources cut; of
+    # both together where the form has no encoder
     buckets: tuple[int, ...] | None = None  # lengths that batches are padded to; None: `length` and parts of it
     label_smoothing: float = 0.0
     teacher_forcing: bool = True  # False: the decoder goes on from its own best tokens, in training too
+    form: Literal["encoder-decoder", "causal", "prefix"] = "encoder-decoder"
     n_beams: int = 5
     length_penalty: float = 1.0  # alpha of Wu et al., 2016, eq. 14
     n_shown: int = 8  # translations in the report
+
+    def __post_init__(self):
+        if self.form not in FORMS:
+            raise ValueError(f"task.form={self.form!r}; allowed: {', '.join(FORMS)}")
+        if self.form != "encoder-decoder" and not self.teacher_forcing:
+            raise ValueError(f"task.teacher_forcing=False with task.form={self.form!r}; allowed: encoder-decoder")
 
     @property
     def heads(self) -> tuple[()]:
@@ -52,46 +71,55 @@ class Translation:
 
     @property
     def key(self) -> dict[str, Any]:
-        return {"task": "translation", "source": self.source, "target": self.target}
+        own = {} if self.form == "encoder-decoder" else {"form": self.form}
+        return {"task": "translation", "source": self.source, "target": self.target, **own}
 
     def texts(self, example: Mapping[str, Any]) -> Sequence[str]:
         return require(example, self.source, "source"), require(example, self.target, "target")
 
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
-        """ "ab", "c" -> {"input_ids": [5, 6, 0], "labels": [7, 0]}, 0 being the end; nothing if either is empty."""
+        """ "ab", "c" -> {"input_ids": [5, 6, 0], "labels": [7, 0]}, 0 being the end; nothing if either is empty.
+
+        Without an encoder: {"input_ids": [5, 6, 0, 7], "labels": [6, 0, 7, 0], "weights": [0, 0, 1, 1]} and, of the
+        form prefix, "prefix_lengths": 2.
+        """
         pairs = [self.texts(example) for example in examples]
         sources = tokenizer.encode_batch([source for source, _ in pairs])
         targets = tokenizer.target.encode_batch([target for _, target in pairs])
-        ends = tokenizer.eos_id, tokenizer.target.eos_id
-        return [
-            {"input_ids": np.asarray([*x, ends[0]], np.int32), "labels": np.asarray([*y, ends[1]], np.int32)}
-            for x, y in zip(sources, targets, strict=True)
-            if x and y
-        ]
+        pairs = [(x, y) for x, y in zip(sources, targets, strict=True) if x and y]
+        ids = lambda tokens: np.asarray(tokens, np.int32)  # noqa: E731
+        if self.form == "encoder-decoder":
+            end, last = tokenizer.eos_id, tokenizer.target.eos_id
+            return [{"input_ids": ids([*x, end]), "labels": ids([*y, last])} for x, y in pairs]
+        if tokenizer.target is not tokenizer:
+            raise ValueError(f"task.form={self.form!r} with a vocabulary for each language; allowed: one for both")
+        records = []
+        for x, y in pairs:
+            both = ids([*x, tokenizer.bos_id, *y, tokenizer.eos_id])
+            weights = np.float32(np.arange(len(both) - 1) >= len(x))
+            record = {"input_ids": both[:-1], "labels": both[1:], "weights": weights}
+            records.append(record | ({"prefix_lengths": np.int32(len(x))} if self.form == "prefix" else {}))
+        return records
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
-        return batches.pairs(
-            cache,
-            batch_size=batch_size,
-            max_length=self.length,
-            pad_id=tokenizer.pad_id,
-            bos_id=tokenizer.target.bos_id,
-            seed=seed,
-            buckets=self.buckets,
-        )
+        given = {"batch_size": batch_size, "max_length": self.length, "seed": seed, "buckets": self.buckets}
+        if self.form == "encoder-decoder":
+            return batches.pairs(cache, pad_id=tokenizer.pad_id, bos_id=tokenizer.target.bos_id, **given)
+        return batches.joined(cache, pad_id=tokenizer.pad_id, **given)
 
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        names = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
-        tokens = {name: jax.ShapeDtypeStruct((rows, self.length), jnp.int32) for name in names}
-        return tokens | {"weights": jax.ShapeDtypeStruct((rows, self.length), jnp.float32)}
+        tokens = jax.ShapeDtypeStruct((rows, self.length), jnp.int32)
+        found = dict.fromkeys((*FORMS[self.form], "labels"), tokens)
+        if "prefix_lengths" in found:
+            found["prefix_lengths"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        return found | {"weights": jax.ShapeDtypeStruct((rows, self.length), jnp.float32)}
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
         """Label smoothing and the model's own tokens are for training alone."""
-        ids = batch["decoder_input_ids"]
+        inputs = {name: batch[name] for name in FORMS[self.form]}
         if training and not self.teacher_forcing:
-            ids = _own_tokens(apply, batch)
-        out = apply(batch["input_ids"], batch["attention_mask"], ids, logits=False)
-        hidden, table, bias, vocab_size = out["unembedding"]
+            inputs["decoder_input_ids"] = _own_tokens(apply, batch)
+        hidden, table, bias, vocab_size = apply(**inputs, logits=False)["unembedding"]
         loss, weight = blocked_cross_entropy(
             hidden,
             table,
@@ -135,7 +163,9 @@ class Translation:
         rows: int = 64,
     ) -> list[dict[str, Any]]:
         """See `predict`; `rows` texts of like lengths at a time. A text without tokens becomes one without words."""
-        ids = [[*x[: self.length - 1], tokenizer.eos_id] if x else [] for x in tokenizer.encode_batch(texts)]
+        # Without an encoder the end is the separator, from which the search goes on; half the length is for the target.
+        room, end = (self.length - 1, [tokenizer.eos_id]) if self.form == "encoder-decoder" else (self.length // 2, [])
+        ids = [[*x[:room], *end] if x else [] for x in tokenizer.encode_batch(texts)]
         order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
         empty = {"translation": "", "score": 0.0}
         results = [{**empty, "n_best": [empty]} if n_best > 1 else dict(empty) for _ in ids]
@@ -157,7 +187,8 @@ class Translation:
                 length_penalty=self.length_penalty,
                 n_beams=self.n_beams,
                 n_best=n_best,
-                max_new_tokens=min(2 * inputs["input_ids"].shape[1], self.length),
+                max_new_tokens=min(2 * inputs["input_ids"].shape[1], self.length if end else self.length - room),
+                form=self.form,
             )
             tokens, scored, lengths = (np.asarray(x) for x in (found.tokens, found.scores, found.lengths))
             for row, i in enumerate(part):
@@ -189,10 +220,12 @@ class Translation:
     def heatmap(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, source: str, target: str
     ) -> Heatmap | None:
-        """The attention's weights while the target is read, a row a token; None of a model without attention.
+        """The decoder's attention on the source while the target is read, a row a token; None where there is none.
 
-        Of a Transformer, their mean over heads and layers.
+        Of a Transformer, the mean over heads and layers.
         """
+        if self.form != "encoder-decoder":
+            return None
         x = [*tokenizer.encode(source)[: self.length - 1], tokenizer.eos_id]
         y = [*tokenizer.target.encode(target)[: self.length - 1], tokenizer.target.eos_id]
         ids = {"input_ids": jnp.array([x]), "decoder_input_ids": jnp.array([[tokenizer.target.bos_id, *y[:-1]]])}
@@ -241,25 +274,36 @@ def _own_tokens(apply: Apply, batch: Batch) -> Int[Array, "B T"]:
     return jax.lax.stop_gradient(tokens.T)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "n_beams", "n_best", "max_new_tokens"))
+@functools.partial(jax.jit, static_argnames=("model", "form", "n_beams", "n_best", "max_new_tokens"))
 def _search(
     model: nn.Module,
     params: Mapping[str, Any],
     input_ids: Int[Array, "B S"],
     attention_mask: Int[Array, "B S"],
     *,
+    form: str,
     bos_id: Any,
     max_new_tokens: int,
     **options: Any,
 ) -> Beams:
-    source = {"params": params}, input_ids, attention_mask
-    memory, cache = model.apply(*source, method="encode", length=max_new_tokens)
+    apply = functools.partial(model.apply, {"params": params})
+    B, S = input_ids.shape
+    if form == "encoder-decoder":
+        memory, cache = apply(input_ids, attention_mask, method="encode", length=max_new_tokens)
+        decode = functools.partial(apply, method="decode", memory=memory)
+    else:
+        right = jnp.arange(S)[None] + attention_mask.sum(1, keepdims=True)  # all sources end in the last slot
+        ids, mask = (jnp.take_along_axis(x, right % S, axis=1) for x in (input_ids, attention_mask))
+        prefix = {"prefix_lengths": jnp.full(B, S)} if form == "prefix" else {}
+        cache = model.init_cache(B, S + max_new_tokens)
+        cache = apply(ids, mask, cache=cache, logits=False, **prefix)["cache"]
+        decode = apply
 
     def step(tokens, cache):
-        out = model.apply({"params": params}, tokens[:, None], memory, cache, method="decode")
+        out = decode(tokens[:, None], cache=cache)
         return out["logits"][:, 0], out["cache"]
 
-    first = jnp.full(len(input_ids), bos_id, jnp.int32)
+    first = jnp.full(B, bos_id, jnp.int32)
     return decoding.beam_search(step, cache, first, max_new_tokens=max_new_tokens, **options)
 
 

@@ -79,6 +79,21 @@ def test_equals_transformers(scan, remat, name, params, golden):
     jax.tree.map(assert_close, gradient, expected)
 
 
+def test_a_prefix_is_seen_both_ways(params):
+    ids, prefix = jnp.asarray(BATCHES["plain"]["input_ids"])[:, :8], jnp.array([3, 5, 0])
+
+    def hidden(ids, **given):
+        return gpt.GPT(CONFIG).apply({"params": params}, ids, **given)["last_hidden_state"]
+
+    found = hidden(ids, prefix_lengths=prefix)
+    np.testing.assert_allclose(found[2], hidden(ids)[2], atol=1e-6)
+    for at, changed in ((2, [[0, 1, 2], [0, 1, 2, 3, 4]]), (4, [[], [0, 1, 2, 3, 4]]), (5, [[], []])):
+        other = hidden(ids.at[:, at].add(1), prefix_lengths=prefix)
+        for row in range(2):
+            moved = np.abs(other[row] - found[row]).max(-1) > 1e-4
+            assert np.flatnonzero(moved).tolist() == sorted({*changed[row], *range(at, 8)})
+
+
 def test_parameter_names_and_shapes():
     params = jax.eval_shape(gpt.GPT(CONFIG).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     flat = {jax.tree_util.keystr(k, simple=True, separator="/"): x.shape for k, x in jax.tree.leaves_with_path(params)}

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import jaxnlp
 from jaxnlp.data import cache
 from jaxnlp.data.tokenizers import Characters, Pair, Tokenizer, build
-from jaxnlp.models import seq2seq
+from jaxnlp.models import gpt, seq2seq, transformer
 from jaxnlp.tasks.task import Heatmap
 from jaxnlp.tasks.translation import Translation, scores
 from jaxnlp.training.experiment import Data, Experiment
@@ -84,17 +85,17 @@ def test_without_teacher_forcing_the_decoder_reads_what_it_wrote(batch, params):
     assert abs(measure(model, own, params, batch, None)["loss"][0] - found) > 1e-3  # evaluation has the true tokens
 
 
-@jax.jit
-def log_softmax(params, ids, decoder_ids):
-    return jax.nn.log_softmax(CONFIG.build().apply({"params": params}, ids, None, decoder_ids)["logits"])
+@functools.partial(jax.jit, static_argnums=3)
+def log_softmax(params, ids, decoder_ids, config):
+    return jax.nn.log_softmax(config.build().apply({"params": params}, ids, None, decoder_ids)["logits"])
 
 
-def brute(params, source, n):
+def brute(params, source, n, config=CONFIG):
     """All texts of up to n tokens with their end, by log-probability over length penalty."""
     finished, live = [], [((), 0.0)]
     for length in range(1, n + 1):
         ids = jnp.array([[0, *text] for text, _ in live])
-        log_p = np.asarray(log_softmax(params, jnp.tile(source, (len(live), 1)), ids))[:, -1]
+        log_p = np.asarray(log_softmax(params, jnp.tile(source, (len(live), 1)), ids, config))[:, -1]
         grown = [((*text, w), s + log_p[i, w]) for i, (text, s) in enumerate(live) for w in range(8)]
         finished += [(text[:-1], s / ((5 + length) / 6)) for text, s in grown if text[-1] == 0]
         live = [(text, s) for text, s in grown if text[-1] != 0]
@@ -118,6 +119,106 @@ def test_a_translation_does_not_depend_on_its_neighbours(tokenizer, params):
         assert found["score"] == pytest.approx(alone["score"], rel=1e-4)
         assert len(alone["n_best"]) == (2 if text else 1)
     assert together[2]["translation"] == ""
+
+
+# Without an encoder ---------------------------------------------------------------------------------------------------
+
+
+GPT = gpt.Config(vocab_size=8, n_positions=16, n_layers=2, d_model=8, n_heads=2, dropout=0.0, attention_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def body():
+    params = GPT.build().init(jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    return jax.tree.map(lambda x: x + 0.5 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
+def test_a_pair_becomes_one_sequence(tokenizer):
+    (record,) = dataclasses.replace(TASK, form="prefix").encode(EXAMPLES[:1], tokenizer)
+    assert {name: x.tolist() for name, x in record.items()} == {
+        "input_ids": [2, 3, 0, 4, 3, 2],
+        "labels": [3, 0, 4, 3, 2, 0],
+        "weights": [0, 0, 1, 1, 1, 1],
+        "prefix_lengths": 2,
+    }
+
+
+@pytest.mark.parametrize("form", ["causal", "prefix"])
+def test_the_loss_without_an_encoder_is_the_targets_alone(form, tokenizer, body, tmp_path):
+    task = dataclasses.replace(TASK, form=form, length=12, buckets=(12,))
+    built = cache.build(EXAMPLES, lambda e: task.encode(e, tokenizer), key=task.key, cache_dir=tmp_path)
+    batch = jax.tree.map(jnp.asarray, task.batches(built, tokenizer, batch_size=3, seed=None)(0))
+    assert {name: (x.dtype, x.shape) for name, x in batch.items()} == {
+        name: (x.dtype, x.shape) for name, x in task.shapes(3).items()
+    }
+    total, weight = measure(GPT.build(), task, body, batch, None)["loss"]
+    by_hand = 0.0
+    for example in EXAMPLES[:3]:
+        (record,) = task.encode([example], tokenizer)
+        prefix = {"prefix_lengths": jnp.array([len(example["x"])])} if form == "prefix" else {}
+        logits = GPT.build().apply({"params": body}, jnp.array([record["input_ids"]]), **prefix)["logits"][0]
+        target = range(len(example["x"]), len(record["labels"]))
+        by_hand -= sum(jax.nn.log_softmax(logits[t])[record["labels"][t]] for t in target)
+    np.testing.assert_allclose(total, by_hand, rtol=1e-5)
+    assert weight == sum(len(example["y"]) + 1 for example in EXAMPLES[:3])
+
+
+@pytest.mark.parametrize("form", ["causal", "prefix"])
+def test_a_wide_beam_without_an_encoder_finds_the_best_of_all(form, tokenizer, body):
+    task = dataclasses.replace(TASK, form=form, length=6, n_beams=8)
+
+    def best(source):
+        """Of all texts of up to 3 tokens with their end."""
+        finished, live = [], [((), 0.0)]
+        for length in range(1, 4):
+            grown = []
+            for text, score in live:
+                ids = jnp.array([[*source, 0, *text]])
+                prefixes = {"prefix_lengths": jnp.array([len(source)])} if form == "prefix" else {}
+                log_p = jax.nn.log_softmax(GPT.build().apply({"params": body}, ids, **prefixes)["logits"][0, -1])
+                grown += [((*text, w), score + float(log_p[w])) for w in range(8)]
+            finished += [(text[:-1], s / ((5 + length) / 6)) for text, s in grown if text[-1] == 0]
+            live = sorted(((text, s) for text, s in grown if text[-1] != 0), key=lambda x: -x[1])[:8]
+        return max(finished + [(text, s / (8 / 6)) for text, s in live], key=lambda x: x[1])
+
+    found = task.predict(GPT.build(), body, tokenizer, ["ab", "abc"])
+    for one, source in zip(found, ([2, 3], [2, 3, 4]), strict=True):
+        text, score = best(source)
+        assert one["translation"] == tokenizer.decode(text)
+        assert one["score"] == pytest.approx(score, rel=1e-4)
+
+
+def test_a_transformer_translates_as_it_is_taught(tokenizer):
+    """Beams over its cache find what a search through all texts by teacher forcing finds."""
+    config = transformer.Config(
+        vocab_size=8, n_encoder_layers=1, n_decoder_layers=2, d_model=8, n_heads=2, d_ff=16, dropout=0.0
+    )
+    params = config.build().init(jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    params = jax.tree.map(lambda x: x + 0.5 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    task = dataclasses.replace(TASK, length=3, buckets=(3,), n_beams=8)
+    found = task.translate(config.build(), params, tokenizer, ["ab", "b"])
+    for one, source in zip(found, ([2, 3, 0], [3, 0]), strict=True):
+        text, score = brute(params, jnp.array([source]), 3, config)
+        assert one["translation"] == tokenizer.decode(text)
+        assert one["score"] == pytest.approx(score, rel=1e-4)
+    picture = task.heatmap(config.build(), params, tokenizer, "ab", "c")
+    np.testing.assert_allclose(np.sum(picture.values, axis=1), 1, rtol=1e-5)
+    own = dataclasses.replace(TASK, teacher_forcing=False)
+    ids = jnp.array([[2, 3, 0]])
+    batch = {"input_ids": ids, "attention_mask": ids * 0 + 1, "decoder_input_ids": ids * 0, "labels": ids}
+    batch["weights"] = jnp.ones((1, 3))
+    assert np.isfinite(measure(config.build(), own, params, batch, jax.random.key(0))["loss"][0])
+
+
+def test_its_own_tokens_need_a_decoder():
+    with pytest.raises(ValueError, match="task.teacher_forcing=False with task.form='causal'"):
+        dataclasses.replace(TASK, form="causal", teacher_forcing=False)
+
+
+def test_one_sequence_needs_one_vocabulary():
+    pair = build(Pair(Characters(), Characters()), ["ab", "yz"])
+    with pytest.raises(ValueError, match="task.form='causal' with a vocabulary for each language"):
+        dataclasses.replace(TASK, form="causal").encode([{"x": "a", "y": "z"}], pair)
 
 
 def test_a_vocabulary_of_each_language(tmp_path):
