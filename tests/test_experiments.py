@@ -74,14 +74,20 @@ def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
         return dataclasses.replace(experiment, init=dataclasses.replace(experiment.init, run=str(base)))
     small = {
         "vocab_size": 64, "target_vocab_size": None, "n_positions": 64, "n_layers": 2,
-        "d_model": 16, "d_embed": 16, "n_heads": 2, "d_head": None, "d_ff": None,
+        "n_encoder_layers": 1, "n_decoder_layers": 1,
+        "d_model": 16, "d_embed": 16, "n_heads": 2, "d_head": None, "d_ff": 32,
     }  # fmt: skip
     fields = {field.name for field in dataclasses.fields(c)}
     model = dataclasses.replace(c, **{name: value for name, value in small.items() if name in fields})
     return dataclasses.replace(experiment, model=model, tokenizer=Characters())
 
 
-ALIKE = {"gpt3", "rnnsearch_wmt14", "seq2seq_ko_en"}  # what compiles is what another experiment compiles
+ALIKE = {
+    "gpt3",
+    "rnnsearch_wmt14",
+    "seq2seq_ko_en",
+    "transformer_wmt14",
+}  # what compiles is what another experiment compiles
 STEPPED = [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in ALIKE)) for path in FILES]
 
 
@@ -92,6 +98,12 @@ def test_takes_a_step(path, base, tmp_path):
     (train, validation) = folder.read_metrics()
     assert train["step"] == validation["step"] == 2
     assert np.isfinite(train["loss"]) and np.isfinite(validation["loss"])
+
+
+@pytest.mark.parametrize("model", ["prefix", pytest.param("lstm", marks=pytest.mark.slow)])
+def test_the_storys_other_models_take_a_step(model, base, tmp_path):
+    folder = loop.train(shrunken(made(FOLDER / "translation_story.py", model=model), base), tmp_path)
+    assert all(np.isfinite(line["loss"]) for line in folder.read_metrics())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -1,0 +1,105 @@
+"""The story in one table: Multi30k from English to German by an LSTM, attention, a Transformer and decoders alone.
+
+    pip install sacremoses
+    python experiments/studies/translation_story.py --data-dir DIR [--workdir runs/translation_story] [--steps N]
+        [--models lstm,lstm-attention,transformer,causal,prefix] [--out FILE.png]
+
+Trains translation_story with each model, or goes on where it was stopped, and translates test_2016 with the mean of the
+last ten checkpoints. Prints parameters, BLEU of detokenised text (sacreBLEU) and of lower-cased tokens (bleu.py), chrF,
+and the tokens a second and seconds of training; draws BLEU by the source's length.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import runpy
+import sys
+
+import jax
+
+import jaxnlp
+from jaxnlp.data.sources import TFDS, open_source
+from jaxnlp.tasks.translation import scores
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from bleu import tokenised
+
+EXPERIMENT = pathlib.Path(__file__).parents[1] / "translation_story.py"
+COLOURS = {
+    "lstm": "#e0a888",
+    "lstm-attention": "#b0552f",
+    "transformer": "#1f5fa8",
+    "causal": "#7a828c",
+    "prefix": "#2e2e2e",
+}
+LENGTHS = ((1, 8), (9, 11), (12, 14), (15, 18), (19, 40))  # words of the source
+
+
+def by_length(pairs: list[tuple[str, str]], found: list[str]) -> list[float]:
+    """BLEU of the pairs whose source has so many words."""
+    parts = []
+    for low, high in LENGTHS:
+        chosen = [i for i, (source, _) in enumerate(pairs) if low <= len(source.split()) <= high]
+        parts.append(scores([found[i] for i in chosen], [pairs[i][1] for i in chosen])[0]["bleu"])
+    return parts
+
+
+def trained(folder: pathlib.Path) -> tuple[float, float]:
+    """Tokens a second, in the median, and seconds of training."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["split"] == "train"]
+    speeds = sorted(line["tokens_per_second"] for line in lines)
+    return speeds[len(speeds) // 2], sum(line["seconds"] for line in lines)
+
+
+def picture(results: dict[str, list[float]], out: pathlib.Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name, values in results.items():
+        axes.plot(range(len(LENGTHS)), values, marker="o", color=COLOURS[name], label=name)
+    axes.set_xticks(range(len(LENGTHS)), [f"{low} to {high}" for low, high in LENGTHS])
+    axes.set_xlabel("words of the source")
+    axes.set_title("Multi30k test2016, BLEU", loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(out, dpi=150, metadata={"Software": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/translation_story"))
+    parser.add_argument("--models", default=",".join(COLOURS))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--out", type=pathlib.Path)
+    args = parser.parse_args()
+    source = open_source(TFDS("multi30k", "test_2016"), args.data_dir)
+    pairs = [(example["en"], example["de"]) for example in (source[i] for i in range(len(source)))]
+    lines, results = [f"{'':16}{'parameters':>12}{'BLEU':>8}{'tokens':>8}{'chrF':>8}{'tokens/s':>10}{'seconds':>9}"], {}
+    for name in args.models.split(","):
+        experiment = runpy.run_path(str(EXPERIMENT))["experiment"](model=name)
+        if args.steps is not None:
+            experiment = dataclasses.replace(experiment, steps=args.steps)
+        jaxnlp.train(experiment, args.workdir / name, data_dir=args.data_dir)
+        run = jaxnlp.load(args.workdir / name, average=experiment.keep_latest)
+        found = [best["translation"] for best in run.predict([text for text, _ in pairs])]
+        references = [text for _, text in pairs]
+        measured, table = scores(found, references)
+        results[name] = by_length(pairs, found)
+        speed, seconds = trained(args.workdir / name)
+        size = sum(x.size for x in jax.tree.leaves(run.params))
+        tokens, _ = tokenised(found, references, "de")
+        lines.append(
+            f"{name:16}{size:12,}{measured['bleu']:8.2f}{tokens:8.2f}{measured['chrf']:8.2f}"
+            f"{speed:10,.0f}{seconds:9,.0f}"
+        )
+    print("\n".join([*lines, *(f"{name}: {signature}" for name, _, signature in table.rows if signature)]))
+    if args.out is not None:
+        picture(results, args.out)
+
+
+if __name__ == "__main__":
+    main()

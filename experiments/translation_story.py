@@ -1,0 +1,76 @@
+"""From recurrent networks to a decoder alone: Multi30k from English to German by five models on the same tokens.
+
+    jaxnlp train translation_story --model transformer --data-dir DIR        # lstm, lstm-attention, causal, prefix
+    jaxnlp evaluate runs/translation_story --split test_2016 --data-dir DIR --average 10
+
+29,000 pairs, one byte-level vocabulary of 8,000 words, batches of 2,048 source and 2,048 target tokens, beam 5. The
+Transformer is the tiny one of Wu et al., 2021, with their rate of 5e-3, 2,000 steps of warmup and the inverse square
+root, dropout 0.3 and label smoothing 0.1; of the decoders alone each has its eight layers. All five in one table:
+`experiments/studies/translation_story.py`.
+"""
+
+import dataclasses
+from typing import Literal
+
+from jaxnlp.data.sources import TFDS
+from jaxnlp.data.tokenizers import ByteBPE
+from jaxnlp.models import gpt, seq2seq, transformer
+from jaxnlp.tasks.translation import Translation
+from jaxnlp.training.experiment import Data, Experiment
+from jaxnlp.training.optim import Optim
+
+WORDS = 8000
+LSTM = seq2seq.Config(
+    vocab_size=WORDS,
+    cell="lstm",
+    d_embed=256,
+    d_model=256,
+    share_embeddings=True,
+    tied=True,
+    forget_bias=1.0,
+    dropout=0.3,
+)
+DECODER = gpt.Config(vocab_size=WORDS, n_positions=128, n_layers=8, d_model=128, n_heads=4, d_ff=256, dropout=0.3)
+MODELS = {  # the model, the form of the task, the rate and its schedule
+    "lstm": (dataclasses.replace(LSTM, attention="none"), "encoder-decoder", 2e-3, "cosine"),
+    "lstm-attention": (LSTM, "encoder-decoder", 2e-3, "cosine"),
+    "transformer": (
+        dataclasses.replace(transformer.VARIANTS["tiny"], vocab_size=WORDS),
+        "encoder-decoder",
+        5e-3,
+        "rsqrt",
+    ),
+    "causal": (DECODER, "causal", 2e-3, "cosine"),
+    "prefix": (DECODER, "prefix", 2e-3, "cosine"),
+}
+
+
+STEPS = 6000
+
+
+def experiment(
+    model: Literal["lstm", "lstm-attention", "transformer", "causal", "prefix"] = "transformer",
+) -> Experiment:
+    config, form, lr, decay = MODELS[model]
+    whole = form == "encoder-decoder"
+    warmup = {"cosine": 0.05, "rsqrt": 2000 / STEPS}[decay]
+    return Experiment(
+        model=config,
+        task=Translation(
+            source="en",
+            target="de",
+            form=form,
+            length=64 if whole else 128,
+            buckets=(16, 24, 32, 48, 64) if whole else (32, 48, 64, 96, 128),
+            label_smoothing=0.1,
+            n_beams=5,
+        ),
+        data=Data(train=TFDS("multi30k", "train"), validation=TFDS("multi30k", "validation")),
+        tokenizer=ByteBPE(vocab_size=WORDS),
+        optim=Optim(lr=lr, warmup=warmup, decay=decay, b2=0.98, weight_decay=0.01),
+        steps=STEPS,
+        batch_size=32,
+        evaluate_every=0.05,
+        save_every=0.05,
+        keep_latest=10,
+    )
