@@ -6,7 +6,7 @@ A source gives examples by number, each a dict of plain values, text as `str`:
     {'text': 'or not'}
 
 TFDS sets are read as ArrayRecord files, at random and without TensorFlow. A set is looked for in this order: our own
-(`jaxnlp.data.corpora`), which are made when absent, `python_docs` and `number_words` without a download; a folder that
+(`jaxnlp.data.corpora`), which are made when absent, three of them without a download; a folder that
 lies prepared in the data directory, whoever wrote it (`jaxnlp.data.corpora.text_files` writes one of a user's own
 files); the public catalogue, which TFDS downloads. Of our own sets, too, a prepared folder serves, if it is of the
 builder's version, and of `python_docs` if it is of this very Python. The data directory may lie in Google Cloud

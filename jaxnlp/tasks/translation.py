@@ -14,13 +14,13 @@ best of a beam search; the scores of a whole set are sacreBLEU's (Post, 2018):
     causal               any language model: gpt                              [source; separator; target so far]
     prefix               gpt                                                  the same, the source seen both ways
 
-In the last two p is taken of the target alone too. The separator is the token with which a target begins.
+In the last two p is taken of the target alone too.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -55,15 +55,22 @@ class Translation:
     label_smoothing: float = 0.0
     teacher_forcing: bool = True  # False: the decoder goes on from its own best tokens, in training too
     form: Literal["encoder-decoder", "causal", "prefix"] = "encoder-decoder"
+    separator: str | None = (
+        None  # text between source and target where there is no encoder; None: the target's first token
+    )
     n_beams: int = 5
     length_penalty: float = 1.0  # alpha of Wu et al., 2016, eq. 14
     n_shown: int = 8  # translations in the report
+
+    answer: ClassVar[str] = "translation"  # what a prediction calls its text
 
     def __post_init__(self):
         if self.form not in FORMS:
             raise ValueError(f"task.form={self.form!r}; allowed: {', '.join(FORMS)}")
         if self.form != "encoder-decoder" and not self.teacher_forcing:
             raise ValueError(f"task.teacher_forcing=False with task.form={self.form!r}; allowed: encoder-decoder")
+        if self.form == "encoder-decoder" and self.separator is not None:
+            raise ValueError(f"task.separator={self.separator!r} with task.form={self.form!r}; allowed: None")
 
     @property
     def heads(self) -> tuple[()]:
@@ -71,8 +78,8 @@ class Translation:
 
     @property
     def key(self) -> dict[str, Any]:
-        own = {} if self.form == "encoder-decoder" else {"form": self.form}
-        return {"task": "translation", "source": self.source, "target": self.target, **own}
+        own = {} if self.form == "encoder-decoder" else {"form": self.form, "separator": self.separator}
+        return {"task": self.answer, "source": self.source, "target": self.target, **own}
 
     def texts(self, example: Mapping[str, Any]) -> Sequence[str]:
         return require(example, self.source, "source"), require(example, self.target, "target")
@@ -93,13 +100,22 @@ class Translation:
             return [{"input_ids": ids([*x, end]), "labels": ids([*y, last])} for x, y in pairs]
         if tokenizer.target is not tokenizer:
             raise ValueError(f"task.form={self.form!r} with a vocabulary for each language; allowed: one for both")
-        records = []
+        records, separator = [], self._separator(tokenizer)
         for x, y in pairs:
-            both = ids([*x, tokenizer.bos_id, *y, tokenizer.eos_id])
-            weights = np.float32(np.arange(len(both) - 1) >= len(x))
+            both = ids([*x, *separator, *y, tokenizer.eos_id])
+            prefix = len(x) + len(separator) - 1  # the separator's last token begins the target
+            weights = np.float32(np.arange(len(both) - 1) >= prefix)
             record = {"input_ids": both[:-1], "labels": both[1:], "weights": weights}
-            records.append(record | ({"prefix_lengths": np.int32(len(x))} if self.form == "prefix" else {}))
+            records.append(record | ({"prefix_lengths": np.int32(prefix)} if self.form == "prefix" else {}))
         return records
+
+    def _separator(self, tokenizer: Tokenizer) -> list[int]:
+        if self.separator is None:
+            return [tokenizer.target.bos_id]
+        found = tokenizer.encode(self.separator)
+        if not found:
+            raise ValueError(f"task.separator={self.separator!r} has no token; allowed: None, or a text")
+        return list(found)
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
         given = {"batch_size": batch_size, "max_length": self.length, "seed": seed, "buckets": self.buckets}
@@ -140,7 +156,11 @@ class Translation:
         """BLEU, chrF and exact matches of the translations of all examples."""
         pairs = [self.texts(examples[i]) for i in range(len(examples))]
         found = self.translate(model, params, tokenizer, [source for source, _ in pairs])
-        return scores([best["translation"] for best in found], [target for _, target in pairs])[0]
+        return self.scores([best[self.answer] for best in found], [target for _, target in pairs])[0]
+
+    def scores(self, found: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], Table]:
+        """The figures of a whole set, and a table of them."""
+        return scores(found, references)
 
     def predict(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str], n_best: int = 1
@@ -163,11 +183,14 @@ class Translation:
         rows: int = 64,
     ) -> list[dict[str, Any]]:
         """See `predict`; `rows` texts of like lengths at a time. A text without tokens becomes one without words."""
-        # Without an encoder the end is the separator, from which the search goes on; half the length is for the target.
-        room, end = (self.length - 1, [tokenizer.eos_id]) if self.form == "encoder-decoder" else (self.length // 2, [])
-        ids = [[*x[:room], *end] if x else [] for x in tokenizer.encode_batch(texts)]
+        if self.form == "encoder-decoder":
+            first, end, longest = tokenizer.target.bos_id, [tokenizer.eos_id], self.length
+        else:  # half the length is the target's
+            *end, first = self._separator(tokenizer)
+            longest = self.length // 2
+        ids = [[*x[: max(longest - len(end), 1)], *end] if x else [] for x in tokenizer.encode_batch(texts)]
         order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
-        empty = {"translation": "", "score": 0.0}
+        empty = {self.answer: "", "score": 0.0}
         results = [{**empty, "n_best": [empty]} if n_best > 1 else dict(empty) for _ in ids]
         end_id = tokenizer.target.eos_id
         for start in range(0, len(order), rows):
@@ -181,13 +204,13 @@ class Translation:
                 model,
                 params,
                 **inputs,
-                bos_id=tokenizer.target.bos_id,
+                bos_id=first,
                 end_id=end_id,
                 pad_id=tokenizer.target.pad_id,
                 length_penalty=self.length_penalty,
                 n_beams=self.n_beams,
                 n_best=n_best,
-                max_new_tokens=min(2 * inputs["input_ids"].shape[1], self.length if end else self.length - room),
+                max_new_tokens=min(2 * inputs["input_ids"].shape[1], longest),
                 form=self.form,
             )
             tokens, scored, lengths = (np.asarray(x) for x in (found.tokens, found.scores, found.lengths))
@@ -196,9 +219,9 @@ class Translation:
                 for text, score, length in zip(tokens[row], scored[row], lengths[row], strict=True):
                     if length:  # else there are fewer texts than n_best
                         text = tokenizer.target.decode(t for t in text[:length] if t != end_id)
-                        best.append({"translation": text, "score": float(score)})
+                        best.append({self.answer: text, "score": float(score)})
                 if not best:
-                    raise ValueError(f"no translation of {texts[i]!r} has a finite score: the model's logits are NaN")
+                    raise ValueError(f"no {self.answer} of {texts[i]!r} has a finite score: the model's logits are NaN")
                 results[i] = {**best[0], "n_best": best} if n_best > 1 else best[0]
         return results
 
@@ -210,10 +233,10 @@ class Translation:
             return ()
         pairs = [self.texts(examples[i]) for i in range(len(examples))]
         best = self.translate(model, params, tokenizer, [source for source, _ in pairs])
-        found = [one["translation"] for one in best]
-        _, table = scores(found, [target for _, target in pairs])
+        found = [one[self.answer] for one in best]
+        _, table = self.scores(found, [target for _, target in pairs])
         texts = [(source, f"{text}\n({target})") for (source, target), text in zip(pairs, found, strict=True)]
-        shown = (table, Samples("Translations (and references)", tuple(texts[: self.n_shown])))
+        shown = (table, Samples("Outputs (and references)", tuple(texts[: self.n_shown])))
         maps = (self.heatmap(model, params, tokenizer, pairs[i][0], found[i]) for i in range(min(3, len(pairs))))
         return (*shown, *(picture for picture in maps if picture is not None))
 

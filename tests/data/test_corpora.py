@@ -260,7 +260,7 @@ class TestDownloads:
         assert list(open_source(TFDS("multi30k"), str(tmp_path))) == [{"de": "eins", "en": "one", "fr": "un"}]
 
     def test_every_builder_is_known(self):
-        assert set(corpora.BUILDERS) == {"ko_en", "multi30k", "number_words", "python_docs"}
+        assert set(corpora.BUILDERS) == {"ko_en", "multi30k", "number_words", "python_docs", "python_summaries"}
         for name in corpora.BUILDERS:
             assert corpora.builder(name, "unused").name == name
 

@@ -1,10 +1,11 @@
 """Our own TFDS builders: of sets that need no download, of some that the catalogue lacks, and of a user's own files.
 
     python_docs      English: the docstrings of this Python          number_words    numbers in four languages
+    python_summaries their first lines, and what follows
     multi30k         captions in English, German, French             ko_en           Korean and English sentences
     text_files       a user's own .txt, .jsonl, .tsv or line-parallel files
 
-The first row is made without a download.
+The first two rows are made without a download.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ BUILDERS = {  # the sets that are made here when absent: module name -> class
     "multi30k": "Multi30k",
     "number_words": "NumberWords",
     "python_docs": "PythonDocs",
+    "python_summaries": "PythonSummaries",
 }
 
 
