@@ -76,6 +76,10 @@ class Config:
         """12 L H K T / 2: each token sees half of the others on average."""
         return 6 * self.n_layers * self.n_heads * self.head_width * length
 
+    @property
+    def n_attentions(self) -> int:
+        return self.n_layers
+
     def build(self, heads: tuple[Classification, ...] = ()) -> "GPT":
         return GPT(self, heads)
 

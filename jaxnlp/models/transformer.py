@@ -86,14 +86,27 @@ class Config:
     def flops(self, length: int, vocabulary: bool = True) -> float:
         """FLOPs that training spends on a token, source or target: 6 for each weight of a product, and the attention's.
 
-        A pair has as many target tokens as source tokens; a target token sees half of the others, and all the source's.
+        A pair has as many target tokens as source tokens.
         """
         D, heads, E, L = self.d_model, self.n_heads * self.head_width, self.n_encoder_layers, self.n_decoder_layers
-        mlp, cross = 2 * D * self.d_ff, bool(E)
-        encoder = E * (4 * D * heads + mlp + 2 * heads * length)
-        decoder = L * (4 * D * heads * (1 + cross) + mlp + heads * length * (1 + 2 * cross))
+        weights = (E + L) * (4 * D * heads + 2 * D * self.d_ff) + (4 * D * heads * L if E else 0)
         output = D * self.output_vocab_size * vocabulary * bool(L)
-        return 6.0 * (encoder + decoder + output) / (2 if E and L else 1)
+        return 6.0 * (weights + output) / self._halves + self.attention_flops(length)
+
+    def attention_flops(self, length: int) -> float:
+        """12 H K T of each attention; a target token sees half of the others, and all the source's."""
+        E, L = self.n_encoder_layers, self.n_decoder_layers
+        seen = E + L / 2 + (L if E else 0)
+        return 12.0 * seen * self.n_heads * self.head_width * length / self._halves
+
+    @property
+    def n_attentions(self) -> int:
+        return self.n_encoder_layers + self.n_decoder_layers * (2 if self.n_encoder_layers else 1)
+
+    @property
+    def _halves(self) -> int:
+        """Halves of the model, of which a token goes through one."""
+        return bool(self.n_encoder_layers) + bool(self.n_decoder_layers)
 
     def build(self, heads: tuple[Classification, ...] = ()) -> nn.Module:
         if self.n_encoder_layers and self.n_decoder_layers:

@@ -272,7 +272,7 @@ def _attention(program: hlo.Program, experiment: Experiment, notes: list[str]) -
         notes += [] if kind else [f"the kernel {name} is not known, and its time not in the estimate"]
     if not runs:
         return 0.0
-    product = experiment.model.attention_flops(experiment.task.length) / 6 / experiment.model.n_layers
+    product = experiment.model.attention_flops(experiment.task.length) / 6 / experiment.model.n_attentions
     return product * runs / experiment.accumulate
 
 

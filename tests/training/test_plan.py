@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from jaxnlp import cli
-from jaxnlp.models import gpt
+from jaxnlp.models import gpt, transformer
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
+from jaxnlp.tasks.translation import Translation
 from jaxnlp.training import hlo, loop, parallel, plan, report
 from jaxnlp.training.chips import CHIPS
 from jaxnlp.training.experiment import Data, Experiment, Pretrained
@@ -179,10 +180,29 @@ def test_refused(topology, mesh, message):
         plan.plan(experiment(), topology, mesh)
 
 
-def test_flops_are_those_that_xla_counts():
+COUNTED = {  # the model, its task, tokens of a row, and the causal attention's part, which XLA counts once more
+    "gpt": (
+        gpt.Config(n_layers=2, d_model=256, n_heads=4, vocab_size=4096, n_positions=128, dropout=0.0),
+        LanguageModeling(length=128),
+        128,
+        1,
+    ),
+    "transformer": (
+        transformer.Config(
+            vocab_size=4096, n_encoder_layers=2, n_decoder_layers=3, d_model=256, n_heads=4, d_ff=512, dropout=0.0
+        ),
+        Translation(length=128),
+        256,
+        1.5 / (2 + 1.5 + 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_flops_are_those_that_xla_counts(name):
     """Of a compiled gradient, unrolled: the products are nearly all there is; attention is counted whole there."""
-    config = gpt.Config(n_layers=2, d_model=256, n_heads=4, vocab_size=4096, n_positions=128, dropout=0.0)
-    model, task = config.build(), LanguageModeling(length=128)
+    config, task, tokens, causal = COUNTED[name]
+    model = config.build()
     batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in task.shapes(4).items()}
     params = jax.eval_shape(model.init, jax.random.key(0), batch["input_ids"])["params"]
 
@@ -190,7 +210,8 @@ def test_flops_are_those_that_xla_counts():
         return task.sums(lambda **inputs: model.apply({"params": params}, **inputs), batch, training=False)["loss"][0]
 
     counted = jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()["flops"]
-    assert counted == pytest.approx(4 * 128 * (config.flops(128) + config.attention_flops(128)), rel=0.05)
+    expected = config.flops(128) + causal * config.attention_flops(128)
+    assert counted == pytest.approx(4 * tokens * expected, rel=0.05)
 
 
 EXPERIMENTS = pathlib.Path(cli.EXPERIMENTS)
