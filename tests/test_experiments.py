@@ -116,7 +116,8 @@ def test_is_well_formed(path):
     if experiment.model is not None:
         rows = jax.ShapeDtypeStruct((experiment.batch_size, experiment.task.length), jnp.int32)
         params = jax.eval_shape(experiment.model.build().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-        out = jax.eval_shape(experiment.model.build(experiment.task.heads).apply, params, rows)
+        given = {"decoder_input_ids": rows} if getattr(experiment.task, "form", "") == "encoder-decoder" else {}
+        out = jax.eval_shape(experiment.model.build(experiment.task.heads).apply, params, rows, **given)
         words = getattr(experiment.model, "output_vocab_size", experiment.model.vocab_size)
         assert out["logits"].shape == (*rows.shape, words)
 

@@ -304,6 +304,7 @@ class Pairs(_Bucketed):
     """See `pairs`."""
 
     token_fields = ("input_ids", "decoder_input_ids", "labels")
+    cut = True  # in evaluation, a longer pair
 
     def __init__(
         self,
@@ -319,11 +320,11 @@ class Pairs(_Bucketed):
         super().__init__(cache, batch_size, max_length, pad_id, seed, buckets)
         longer = cache.lengths > max_length
         if longer.any():
-            done = "cut" if seed is None else "left out"
+            done = "cut" if seed is None and self.cut else "left out"
             print(
                 f"pairs: {longer.sum()} of {len(cache)} are longer than {max_length} tokens and {done}", file=sys.stderr
             )
-            if seed is not None:
+            if done == "left out":
                 self.kept = self.kept[~longer]
         if len(self.kept) == 0:
             raise ValueError(
@@ -388,6 +389,7 @@ class Joined(Pairs):
     """See `joined`."""
 
     token_fields = ("input_ids", "labels")
+    cut = False  # it would lose its target
 
     def _row(self, record: Batch) -> Batch:
         return record
@@ -404,7 +406,7 @@ def joined(
 ) -> Joined:
     """A sequence a row, padded on the right: the records' fields as they are, [B, T], and numbers, [B].
 
-    Buckets, budget, order and what becomes of longer ones are those of `pairs`.
+    Buckets, budget and order are those of `pairs`; longer ones are left out, in evaluation too.
     """
     return Joined(cache, batch_size, max_length, pad_id, pad_id, seed, buckets or _parts(max_length))
 
@@ -416,15 +418,19 @@ def _parts(max_length: int) -> tuple[int, ...]:
 # Rows by hand ---------------------------------------------------------------------------------------------------------
 
 
+def width(length: int, max_length: int) -> int:
+    """Of the few sizes of `pad`, the one that holds so many tokens: a power of two, or max_length."""
+    return min(max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()), max_length)
+
+
 def pad(rows: Sequence[Sequence[int] | np.ndarray], *, pad_id: int, max_length: int) -> Batch:
     """Rows of up to max_length as input_ids and attention_mask, [B, T] with T from few sizes; a batch made by hand.
 
     >>> pad([[5, 6], [7]], pad_id=0, max_length=16)["input_ids"][:, :3]
     array([[5, 6, 0], [7, 0, 0]])
     """
-    longest = max(map(len, rows))
-    width = min(max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length()), max_length)
-    ids, mask = np.full([len(rows), width], pad_id, np.int32), np.zeros([len(rows), width], np.int32)
+    shape = [len(rows), width(max(map(len, rows)), max_length)]
+    ids, mask = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
     for i, row in enumerate(rows):
         ids[i, : len(row)], mask[i, : len(row)] = row, 1
     return {"input_ids": ids, "attention_mask": mask}

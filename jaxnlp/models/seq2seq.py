@@ -196,8 +196,11 @@ class Seq2Seq(nn.Module):
         logits: bool = True,
     ) -> dict[str, Any]:
         memory, cache = self.encode(input_ids, attention_mask, deterministic=deterministic)
-        ids = input_ids if decoder_input_ids is None else decoder_input_ids
-        outputs = self.decode(ids, memory, cache, deterministic=deterministic, logits=logits)
+        if decoder_input_ids is None:
+            if not self.is_initializing():
+                raise ValueError("decoder_input_ids did not come; allowed: the target's tokens, moved by one")
+            decoder_input_ids = input_ids
+        outputs = self.decode(decoder_input_ids, memory, cache, deterministic=deterministic, logits=logits)
         del outputs["cache"]
         return outputs | {"encoder_last_hidden_state": memory["states"]}
 

@@ -169,8 +169,13 @@ class Transformer(nn.Module):
         logits: bool = True,
     ) -> dict[str, Any]:
         memory, states = self._read(input_ids, attention_mask, deterministic)
-        ids = input_ids if decoder_input_ids is None else decoder_input_ids
-        return self.decode(ids, memory, None, deterministic, logits) | {"encoder_last_hidden_state": states}
+        if decoder_input_ids is None:
+            if not self.is_initializing():
+                raise ValueError("decoder_input_ids did not come; allowed: the target's tokens, moved by one")
+            decoder_input_ids = input_ids
+        return self.decode(decoder_input_ids, memory, None, deterministic, logits) | {
+            "encoder_last_hidden_state": states
+        }
 
     def encode(
         self,

@@ -40,7 +40,8 @@ def reading(
 
     `attention_mask` is 1 on real tokens and 0 on padding (left or right); `segment_ids` keeps packed documents apart (0
     is padding); the first prefix_lengths[b] positions of a row, padding included, are seen by all others. Positions are
-    0 … T - 1 where not given; with a cache they count real tokens.
+    0 … T - 1 where not given; with a cache they count real tokens. Under jit nobody counts the slots: a token too many
+    overwrites the last one.
     """
     if cache is None:
         if segment_ids is None:
@@ -51,10 +52,14 @@ def reading(
         return None, Mask(causal=True, segment_ids=segment_ids, prefix=prefix_lengths), position_ids
     if not (segment_ids is None and position_ids is None):
         raise ValueError("segment_ids or position_ids came with a cache; allowed: attention_mask, which gives both")
+    slots, index = cache["segment_ids"].shape[1], cache["index"]
+    if input_ids.shape[1] + (0 if isinstance(index, jax.core.Tracer) else int(index)) > slots:  # else overwritten
+        raise ValueError(
+            f"{input_ids.shape[1]} tokens more for a cache with {slots} slots, of which {index} are written"
+        )
     new = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
     before = cache["segment_ids"].sum(1, keepdims=True)
     position_ids = jnp.maximum(before + jnp.cumsum(new, 1) - 1, 0)
-    index = cache["index"]
     segment_ids = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids"], new, index, axis=1)
     cache = {**cache, "segment_ids": segment_ids, "index": index + input_ids.shape[1]}
     return cache, Mask(causal=True, segment_ids=segment_ids, offset=index, prefix=prefix_lengths), position_ids

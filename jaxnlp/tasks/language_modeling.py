@@ -33,6 +33,11 @@ class LanguageModeling:
     z_loss: float = 0.0  # weight of log(Z)² (Chowdhery et al., 2022, section 5), which keeps bfloat16 logits small
     prompts: tuple[str, ...] = ("The", "Return")  # what the samples in the report go on from
 
+    def check(self, model: nn.Module) -> None:
+        """ValueError of an encoder with a decoder."""
+        if not hasattr(model, "init_cache"):
+            raise ValueError(f"the model {type(model).__name__} is no language model; allowed with it: Translation")
+
     @property
     def heads(self) -> tuple[()]:
         return ()

@@ -19,6 +19,9 @@ In the last two p is taken of the target alone too.
 
 import dataclasses
 import functools
+import inspect
+import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -49,8 +52,11 @@ class Translation:
 
     source: str = "en"  # the feature that holds the text to translate
     target: str = "de"  # the feature that holds its translation
-    length: int = 128  # tokens of a text with its end: longer pairs are left out of training, longer sources cut; of
-    # both together where the form has no encoder
+    length: int = (
+        128  # tokens of a text with its end, of both together where there is no encoder: longer pairs are left
+    )
+    # out of training, longer sources cut
+    max_new_tokens: int | None = None  # of a translation; None: length, or half of it where there is no encoder
     buckets: tuple[int, ...] | None = None  # lengths that batches are padded to; None: `length` and parts of it
     label_smoothing: float = 0.0
     teacher_forcing: bool = True  # False: the decoder goes on from its own best tokens, in training too
@@ -65,12 +71,31 @@ class Translation:
     answer: ClassVar[str] = "translation"  # what a prediction calls its text
 
     def __post_init__(self):
+        for name, low in (("length", 2), ("n_beams", 1), ("n_shown", 0), ("max_new_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"task.{name}={value}; allowed: {low} and more")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"task.label_smoothing={self.label_smoothing}; allowed: 0 <= label_smoothing < 1")
         if self.form not in FORMS:
             raise ValueError(f"task.form={self.form!r}; allowed: {', '.join(FORMS)}")
         if self.form != "encoder-decoder" and not self.teacher_forcing:
             raise ValueError(f"task.teacher_forcing=False with task.form={self.form!r}; allowed: encoder-decoder")
         if self.form == "encoder-decoder" and self.separator is not None:
             raise ValueError(f"task.separator={self.separator!r} with task.form={self.form!r}; allowed: None")
+
+    def check(self, model: nn.Module) -> None:
+        """ValueError unless the model is one of the form's, with a vocabulary as wide as the beam."""
+        name, parts = type(model).__name__, [part for part in ("encode", "init_cache") if hasattr(model, part)]
+        whole = self.form == "encoder-decoder"
+        if ("encode" if whole else "init_cache") not in parts:
+            allowed = "encoder-decoder" if "encode" in parts else "causal, prefix"
+            raise ValueError(f"task.form={self.form!r} with the model {name}; allowed: {allowed}")
+        if self.form == "prefix" and "prefix_lengths" not in inspect.signature(type(model).__call__).parameters:
+            raise ValueError(f"task.form='prefix' with the model {name}, which reads one way alone; allowed: causal")
+        words = getattr(model.config, "output_vocab_size", model.config.vocab_size)
+        if self.n_beams > words:
+            raise ValueError(f"task.n_beams={self.n_beams}; allowed: at most the {words} words of the vocabulary")
 
     @property
     def heads(self) -> tuple[()]:
@@ -182,23 +207,42 @@ class Translation:
         n_best: int = 1,
         rows: int = 64,
     ) -> list[dict[str, Any]]:
-        """See `predict`; `rows` texts of like lengths at a time. A text without tokens becomes one without words."""
+        """See `predict`; `rows` texts of a bucket at a time. A text without tokens becomes one without words.
+
+        What a text becomes does not depend on the others. Of sources that are cut, a message gives the number.
+        """
         if self.form == "encoder-decoder":
-            first, end, longest = tokenizer.target.bos_id, [tokenizer.eos_id], self.length
-        else:  # half the length is the target's
+            first, end, room = tokenizer.target.bos_id, [tokenizer.eos_id], self.length
+            longest = self.max_new_tokens or self.length
+        else:
             *end, first = self._separator(tokenizer)
-            longest = self.length // 2
-        ids = [[*x[: max(longest - len(end), 1)], *end] if x else [] for x in tokenizer.encode_batch(texts)]
+            longest = self.max_new_tokens or self.length // 2
+            room = self.length - longest
+        if room <= len(end):
+            raise ValueError(
+                f"task.length={self.length} leaves {room} tokens for a source; allowed: {len(end) + 1} and more beside "
+                f"the {longest} for its {self.answer}"
+            )
+        sources = [list(x) for x in tokenizer.encode_batch(texts)]
+        if cut := sum(len(x) + len(end) > room for x in sources):
+            message = f"{cut} of {len(sources)} sources are longer than {room - len(end)} tokens and cut"
+            print(f"{self.answer}: {message}", file=sys.stderr)
+        ids = [[*x[: room - len(end)], *end] if x else [] for x in sources]
+        width = functools.partial(batches.width, max_length=room)
         order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
+        parts = []
+        for _, bucket in itertools.groupby(order, key=lambda i: width(len(ids[i]))):
+            numbers = list(bucket)
+            parts += [numbers[start : start + rows] for start in range(0, len(numbers), rows)]
         empty = {self.answer: "", "score": 0.0}
         results = [{**empty, "n_best": [empty]} if n_best > 1 else dict(empty) for _ in ids]
         end_id = tokenizer.target.eos_id
-        for start in range(0, len(order), rows):
-            part = order[start : start + rows]
+        for part in parts:
             inputs = batches.pad(
-                [ids[i] for i in part] + [[tokenizer.eos_id]] * (-len(part) % rows if start else 0),
+                # Of many texts every part has as many rows, so that a bucket compiles once.
+                [ids[i] for i in part] + [ids[part[-1]]] * (-len(part) % rows if len(order) > rows else 0),
                 pad_id=tokenizer.pad_id,
-                max_length=self.length,
+                max_length=room,
             )
             found = _search(
                 model,

@@ -38,11 +38,13 @@ def neighbours(table: Table, tokenizer: Tokenizer, word: str, k: int = 10) -> tu
         raise ValueError(f"k: found {k}; allowed: 1 and more")
     rows = _normal(np.asarray(table, np.float32)[: tokenizer.vocab_size])
     cosines = rows @ _vectors(table, tokenizer, [word])[0]
-    special = {*tokenizer.backend.get_added_tokens_decoder(), tokenizer.unk_id}
+    itself = _ids(tokenizer, word)
+    special = {*tokenizer.backend.get_added_tokens_decoder(), tokenizer.unk_id, *(itself if len(itself) == 1 else ())}
+    own = {word, "".join(map(tokenizer.spell, itself))}
     found: dict[str, float] = {}
     for i in np.argsort(-cosines, kind="stable").tolist():
         name = tokenizer.spell(i)
-        if i not in special and name != word and name not in found:
+        if i not in special and name not in own and name not in found:
             found[name] = float(cosines[i])
         if len(found) == k:
             break

@@ -83,7 +83,7 @@ def train(
         monitor=experiment.monitor,
     )) as checkpoints:  # fmt: skip
         experiment, tokenizer = settle(experiment, folder, data_dir)
-        check_lengths(experiment)
+        check_fit(experiment)
         layout = parallel.layout(experiment.parallel)
         trainer = trainer_for(experiment, layout.axis)
         train_batches, validation = batches_for(experiment, tokenizer, data_dir)
@@ -183,11 +183,13 @@ def describe(layout: parallel.Jit, state: TrainState) -> str:
     )
 
 
-def check_lengths(experiment: Experiment) -> None:
-    """ValueError for rows longer than the model's positions."""
+def check_fit(experiment: Experiment) -> None:
+    """ValueError for rows longer than the model's positions, and for a model that the task cannot train."""
     length, n_positions = experiment.task.length, experiment.model.n_positions
     if length > n_positions:
         raise ValueError(f"task.length={length}; allowed: at most model.n_positions={n_positions}")
+    if hasattr(experiment.task, "check"):
+        experiment.task.check(experiment.model.build(experiment.task.heads))
 
 
 def trainer_for(experiment: Experiment, axis: str | None = None) -> Trainer:

@@ -148,20 +148,60 @@ def test_a_reversed_source_is_the_source_read_backwards():
 
 
 def test_dropout_is_drawn_for_each_step():
-    """With the same token and a zero recurrence, steps differ by their masks alone."""
-    model = dataclasses.replace(CONFIGS["luong"], dropout=0.5).build()
+    """Two layers whose recurrence is zero, and equal tokens: what the second reads differs by its masks alone."""
+    model = dataclasses.replace(CONFIGS["luong"], dropout=0.5, input_feeding=True).build()
     params = init(CONFIGS["luong"])
+    step = params["decoder"]["step"]
+    for name in ("layer_0", "layer_1"):  # h = o tanh(i g): no memory of the steps before
+        step[name]["recurrent"]["kernel"] *= 0
+        step[name]["input"]["bias"] = step[name]["input"]["bias"].at[1].set(-1e4)
+    width = CONFIGS["luong"].d_embed
+    step["layer_0"]["input"]["kernel"] = step["layer_0"]["input"]["kernel"].at[:, :, width:].set(0)  # nor of o
     same = {**INPUTS, "decoder_input_ids": jnp.ones_like(BATCH["decoder_input_ids"])}
+    # Dropout on the embeddings is drawn for all steps at once: a table of zeros leaves the bias, alike at each.
+    params["source"]["tokens"] *= 0
 
     @jax.jit
-    def dropped(key):
+    def weights(key):
         rngs = {"dropout": jax.random.key(key)}
-        return model.apply({"params": params}, **same, deterministic=False, rngs=rngs)["last_hidden_state"]
+        _, seen = model.apply({"params": params}, **same, deterministic=False, rngs=rngs, mutable=["intermediates"])
+        return seen["intermediates"]["decoder"]["cross_attentions"][0]
 
-    one = np.asarray(dropped(0))
-    assert len({(step == 0).tobytes() for row in one for step in row}) > one.shape[0]
-    assert not np.array_equal(one, dropped(1))
-    np.testing.assert_array_equal(one, dropped(0))
+    one = np.asarray(weights(0))
+    assert np.abs(one[0, 1:] - one[0, :1]).max(-1).min() > 1e-6  # each step has its own mask
+    assert not np.array_equal(one, weights(1))
+    np.testing.assert_array_equal(one, weights(0))
+
+
+def test_a_source_without_a_token_gives_no_weight_to_padding():
+    config = CONFIGS["bahdanau"]
+    given = {**INPUTS, "attention_mask": BATCH["attention_mask"].at[1].set(0)}
+    out, seen = config.build().apply({"params": init(config)}, **given, mutable=["intermediates"])
+    (weights,) = seen["intermediates"]["decoder"]["cross_attentions"]
+    assert not weights[1].any() and np.isfinite(out["logits"]).all()
+    np.testing.assert_allclose(weights[0].sum(-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bahdanau", "luong"])
+def test_bfloat16_steps_equal_teacher_forcing(name):
+    config = dataclasses.replace(CONFIGS[name], dtype="bfloat16")
+    model, params = config.build(), init(config)
+    source = {key: INPUTS[key] for key in ("input_ids", "attention_mask")}
+    expected = model.apply({"params": params}, **INPUTS)["logits"]
+    plain = CONFIGS[name].build().apply({"params": params}, **INPUTS)["logits"]
+    assert 1e-5 < np.abs(expected - plain).max() < 0.2
+    memory, cache = model.apply({"params": params}, **source, method="encode")
+    for t in range(INPUTS["decoder_input_ids"].shape[1]):
+        ids = INPUTS["decoder_input_ids"][:, t : t + 1]
+        out = model.apply({"params": params}, ids, memory, cache, method="decode")
+        np.testing.assert_allclose(out["logits"][:, 0], expected[:, t], atol=0.05)
+        assert [x.dtype for x in jax.tree.leaves(out["cache"])] == [x.dtype for x in jax.tree.leaves(cache)]
+        cache = out["cache"]
+
+
+def test_a_missing_target_is_an_error():
+    with pytest.raises(ValueError, match="decoder_input_ids did not come"):
+        CONFIGS["bahdanau"].build().apply({"params": init(CONFIGS["bahdanau"])}, INPUTS["input_ids"])
 
 
 @pytest.mark.parametrize(

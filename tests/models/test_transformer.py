@@ -171,6 +171,48 @@ def test_attention_weights_on_request(name, params):
     assert not weights[1, :, :, 5:].any() and weights[1, :, :, :5].all()
 
 
+@pytest.mark.parametrize("field", ["dropout", "attention_dropout"])
+@pytest.mark.parametrize("scan", [False, True])
+def test_dropout_depends_on_the_key_alone(field, scan, golden):
+    """The same with rematerialisation, another with another key, and none where it is 0 or evaluation."""
+    params = tree(golden, "marian", "params")
+    params = stack_layers(params) if scan else params
+    config = dataclasses.replace(CONFIGS["marian"], scan=scan, **{field: 0.5})
+
+    def logits(config, **given):
+        return config.build().apply({"params": params}, **inputs("marian"), **given)["logits"]
+
+    drop = lambda key: {"deterministic": False, "rngs": {"dropout": jax.random.key(key)}}  # noqa: E731
+    found = logits(config, **drop(0))
+    np.testing.assert_allclose(logits(dataclasses.replace(config, remat="full"), **drop(0)), found, atol=1e-4)
+    assert np.abs(logits(config, **drop(1)) - found).max() > 1e-2
+    plain = logits(CONFIGS["marian"] if not scan else dataclasses.replace(CONFIGS["marian"], scan=True))
+    np.testing.assert_allclose(logits(config), plain, atol=1e-5)
+    assert np.abs(found - plain).max() > 1e-2
+
+
+def test_bfloat16_steps_equal_teacher_forcing(golden):
+    params, given = tree(golden, "marian", "params"), inputs("marian")
+    model = dataclasses.replace(CONFIGS["marian"], dtype="bfloat16").build()
+    ids = given.pop("decoder_input_ids")
+    expected = model.apply({"params": params}, **given, decoder_input_ids=ids)["logits"]
+    largest = np.abs(golden["marian/logits"]).max()
+    assert 1e-4 * largest < np.abs(expected - golden["marian/logits"]).max() < 0.1 * largest
+    memory, cache = model.apply({"params": params}, **given, method="encode", length=6)
+    assert {x.dtype for x in jax.tree.leaves(cache["layers"])} == {jnp.dtype("bfloat16")}
+    for t in range(6):
+        out = model.apply({"params": params}, ids[:, t : t + 1], memory, cache, method="decode")
+        np.testing.assert_allclose(out["logits"][:, 0], expected[:, t], atol=0.05 * largest)
+        cache = out["cache"]
+    with pytest.raises(ValueError, match="1 tokens more for a cache with 6 slots, of which 6 are written"):
+        model.apply({"params": params}, ids[:, :1], memory, cache, method="decode")
+
+
+def test_a_missing_target_is_an_error(name, params):
+    with pytest.raises(ValueError, match="decoder_input_ids did not come"):
+        CONFIGS[name].build().apply({"params": params}, inputs(name)["input_ids"])
+
+
 # Halves ---------------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,17 @@ from jaxnlp.models import gpt
 from jaxnlp.tasks.summarization import Summarization, rouge
 
 
+def test_rouge_is_rouge_scores_and_of_any_script():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    found, references = ["It's running: 3 files_left!", "a b"], ["It runs; 3 files left.", "b c"]
+    theirs = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    for name, kind in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")):
+        each = [theirs.score(a, b)[kind].fmeasure for a, b in zip(references, found, strict=True)]
+        assert rouge(found, references)[0][name] == pytest.approx(50 * sum(each))
+    assert rouge(["서울은 한국의 수도이다."], ["서울은 한국의 수도이다"])[0]["rouge_2"] == 100
+
+
 def test_rouge_by_hand():
     """ "the cat sat" of "the cat was sitting": 2 of 3 and 2 of 4 words, 1 of 2 and 1 of 3 pairs; the stem is "sit"."""
     values, table = rouge(["the cat sat", "same"], ["the cat was sitting", "same"])

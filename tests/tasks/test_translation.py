@@ -12,7 +12,8 @@ import pytest
 import jaxnlp
 from jaxnlp.data import cache
 from jaxnlp.data.tokenizers import Characters, Pair, Tokenizer, build
-from jaxnlp.models import gpt, seq2seq, transformer
+from jaxnlp.models import gpt, rnn, seq2seq, transformer
+from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.task import Heatmap
 from jaxnlp.tasks.translation import Translation, scores
 from jaxnlp.training.experiment import Data, Experiment
@@ -110,15 +111,26 @@ def test_a_wide_beam_finds_the_best_translation_of_all(tokenizer, params):
     assert found["score"] == pytest.approx(score, rel=1e-4)
 
 
-def test_a_translation_does_not_depend_on_its_neighbours(tokenizer, params):
-    texts = ["a", "abcabcabcabc", "", "cb"]
-    together = TASK.predict(CONFIG.build(), params, tokenizer, texts, n_best=2)
+@pytest.mark.parametrize("length", [8, 128])
+def test_a_translation_does_not_depend_on_its_neighbours(length, tokenizer, params, capsys):
+    task = dataclasses.replace(TASK, length=length, buckets=(length,))
+    texts = ["a", "abc" * 40, "", "cb"]
+    together = task.predict(CONFIG.build(), params, tokenizer, texts, n_best=2)
+    assert ("1 of 4 sources are longer than 7 tokens and cut" in capsys.readouterr().err) == (length == 8)
     for text, found in zip(texts, together, strict=True):
-        (alone,) = TASK.predict(CONFIG.build(), params, tokenizer, [text], n_best=2)
-        assert found["translation"] == alone["translation"]
+        (alone,) = task.predict(CONFIG.build(), params, tokenizer, [text], n_best=2)
+        assert found[task.answer] == alone[task.answer]
         assert found["score"] == pytest.approx(alone["score"], rel=1e-4)
         assert len(alone["n_best"]) == (2 if text else 1)
     assert together[2]["translation"] == ""
+
+
+def test_more_texts_than_rows(tokenizer, params):
+    texts = ["abc"[: 1 + i % 3] * (1 + i % 2) for i in range(7)]
+    found = TASK.translate(CONFIG.build(), params, tokenizer, texts, rows=3)
+    assert [one["translation"] for one in found] == [
+        TASK.translate(CONFIG.build(), params, tokenizer, [text])[0]["translation"] for text in texts
+    ]
 
 
 # Without an encoder ---------------------------------------------------------------------------------------------------
@@ -165,7 +177,7 @@ def test_the_loss_without_an_encoder_is_the_targets_alone(form, tokenizer, body,
 
 @pytest.mark.parametrize("form", ["causal", "prefix"])
 def test_a_wide_beam_without_an_encoder_finds_the_best_of_all(form, tokenizer, body):
-    task = dataclasses.replace(TASK, form=form, length=6, n_beams=8)
+    task = dataclasses.replace(TASK, form=form, length=6, n_beams=8)  # 3 tokens are the target's
 
     def best(source):
         """Of all texts of up to 3 tokens with their end."""
@@ -208,6 +220,72 @@ def test_a_transformer_translates_as_it_is_taught(tokenizer):
     batch = {"input_ids": ids, "attention_mask": ids * 0 + 1, "decoder_input_ids": ids * 0, "labels": ids}
     batch["weights"] = jnp.ones((1, 3))
     assert np.isfinite(measure(config.build(), own, params, batch, jax.random.key(0))["loss"][0])
+
+
+@pytest.mark.parametrize("length", [12, 32, 48, 100])
+def test_a_model_with_no_more_positions_than_the_task_is_long_translates(length, tokenizer):
+    model = dataclasses.replace(GPT, n_positions=length).build()
+    params = model.init(jax.random.key(0), jnp.ones((1, 1), jnp.int32))["params"]
+    task = dataclasses.replace(TASK, form="causal", length=length, buckets=(length,))
+    assert len(task.predict(model, params, tokenizer, ["a", "abc" * 40])) == 2
+
+
+def test_what_is_left_of_the_length_is_the_sources(tokenizer, body, capsys):
+    task = dataclasses.replace(TASK, form="causal", length=16, max_new_tokens=4)
+    whole, cut = task.predict(GPT.build(), body, tokenizer, ["abcabcabcabc", "abcabcabcabcabc"])
+    assert whole == cut
+    assert "1 of 2 sources are longer than 12 tokens and cut" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="task.length=16 leaves 0 tokens for a source; allowed: 1 and more beside"):
+        dataclasses.replace(task, max_new_tokens=16).predict(GPT.build(), body, tokenizer, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("config", "form", "message"),
+    [
+        (CONFIG, "causal", r"task.form='causal' with the model Seq2Seq; allowed: encoder-decoder"),
+        (GPT, "encoder-decoder", r"task.form='encoder-decoder' with the model GPT; allowed: causal, prefix"),
+        (rnn.Config(vocab_size=8, d_model=8), "prefix", r"task.form='prefix' with the model RNN, which reads one way"),
+        (dataclasses.replace(GPT, vocab_size=2), "causal", r"task.n_beams=3; allowed: at most the 2 words"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_at_the_start(config, form, message, tmp_path):
+    experiment = Experiment(
+        model=config,
+        task=dataclasses.replace(TASK, form=form),
+        data=Data(train=[{"x": "", "y": ""}] if config.vocab_size == 2 else EXAMPLES),
+        tokenizer=Characters(),
+        steps=1,
+        batch_size=1,
+    )
+    with pytest.raises(ValueError, match=message):
+        jaxnlp.train(experiment, tmp_path / "run")
+
+
+def test_a_language_model_has_no_encoder(tmp_path):
+    experiment = Experiment(
+        model=CONFIG,
+        task=LanguageModeling(text="x", length=4),
+        data=Data(train=EXAMPLES),
+        tokenizer=Characters(),
+        steps=1,
+        batch_size=1,
+    )
+    with pytest.raises(ValueError, match="the model Seq2Seq is no language model; allowed with it: Translation"):
+        jaxnlp.train(experiment, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n_beams": 0}, r"task.n_beams=0; allowed: 1 and more"),
+        ({"length": 1}, r"task.length=1; allowed: 2 and more"),
+        ({"max_new_tokens": 0}, r"task.max_new_tokens=0; allowed: 1 and more"),
+        ({"label_smoothing": 1.0}, r"task.label_smoothing=1.0; allowed: 0 <= label_smoothing < 1"),
+    ],
+)
+def test_a_bad_number_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TASK, **fields)
 
 
 def test_its_own_tokens_need_a_decoder():
@@ -257,7 +335,7 @@ def test_scores_that_are_no_numbers_are_an_error_that_names_the_text(tokenizer, 
 
 
 def test_n_best_gives_no_more_texts_than_there_are(tokenizer, params):
-    task = dataclasses.replace(TASK, length=1, buckets=(1,), n_beams=8)
+    task = dataclasses.replace(TASK, max_new_tokens=1, n_beams=8)
     (found,) = task.predict(CONFIG.build(), params, tokenizer, ["a"], n_best=8)
     none = {**params, "output_bias": params["output_bias"].at[:6].set(-jnp.inf)}
     (fewer,) = task.predict(CONFIG.build(), none, tokenizer, ["a"], n_best=8)
