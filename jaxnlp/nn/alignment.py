@@ -65,6 +65,6 @@ class Alignment(nn.Module):
         else:
             scores = jnp.einsum("bta,bsa->bts", query, keys)
         scores = jnp.where(mask[:, None], scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores) * mask[:, None]  # of a source without a real state, all would be alike
+        weights = jnp.where(mask[:, None], jax.nn.softmax(scores), 0)  # else alike where no state is real
         contexts = jnp.einsum("bts,bsc->btc", weights.astype(states.dtype), states)
         return contexts.reshape(*rows, -1), weights.reshape(*rows, -1)
