@@ -168,7 +168,7 @@ def test_dropout_is_drawn_for_each_step():
         return seen["intermediates"]["decoder"]["cross_attentions"][0]
 
     one = np.asarray(weights(0))
-    assert (np.abs(one[:, 1:] - one[:, :1]).max(-1) > 1e-6).sum() > 5  # of 9; two masks of six may be alike
+    assert (np.abs(one[:2, 1:] - one[:2, :1]).max(-1) > 1e-6).sum() > 3  # of 6, as two masks of six units may be alike
     assert not np.array_equal(one, weights(1))
     np.testing.assert_array_equal(one, weights(0))
 
