@@ -3,7 +3,8 @@
     jaxnlp train seq2seq_ko_en --data-dir DIR
     jaxnlp evaluate runs/seq2seq_ko_en --split test --data-dir DIR
 
-Real, and far too small to learn a language from: what it writes is in the report as it is. The test part is the
+Real, and far too small to learn a language from: BLEU 0.59, chrF 11.4 after 1,500 steps (`--ema`), perplexity 158;
+"오늘 날씨가 좋다." becomes "It is a day.". What it writes is in the report as it is. The test part is the
 validation part too, so its best checkpoint is chosen on it.
 """
 

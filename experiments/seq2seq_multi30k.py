@@ -4,7 +4,10 @@
     jaxnlp evaluate runs/seq2seq_multi30k --split test_2016 --data-dir DIR
 
 29,000 pairs, one byte-level vocabulary of 8,000 for both languages, of which one table serves source, target and
-output.
+output. 6,000 steps, 20 epochs, take an hour and a quarter on two busy cores; the moving average gives BLEU 37.19 on
+test2016, 37.56 of lower-cased tokens (`experiments/studies/bleu.py RUN --ema`), where a text-only RNN of LIUM-CVC's
+(Caglayan et al., 2017) has 38.1 of tokens. The length penalty decides: at 0.6 it is 37.77 and 38.16, but the validation
+part prefers 1.0, by 0.15.
 """
 
 from jaxnlp.data.sources import TFDS

@@ -2,6 +2,7 @@
 
     pip install sacremoses
     python experiments/studies/bleu.py RUN --data-dir DIR [--split test_2016] [--ema] [--average N] [--beams N]
+        [--length-penalty ALPHA]
 
 The papers' figure is multi-bleu.perl's, of texts that are tokenised already: here sacreBLEU's without a tokenizer, of
 what sacremoses makes of both sides. Prints both figures and chrF, with their signatures.
@@ -34,9 +35,11 @@ def main():
     parser.add_argument("--ema", action="store_true")
     parser.add_argument("--average", type=int, default=1)
     parser.add_argument("--beams", type=int)
+    parser.add_argument("--length-penalty", type=float)
     args = parser.parse_args()
     run = jaxnlp.load(args.run, ema=args.ema, average=args.average)
-    task = run.task if args.beams is None else dataclasses.replace(run.task, n_beams=args.beams)
+    asked = {"n_beams": args.beams, "length_penalty": args.length_penalty}
+    task = dataclasses.replace(run.task, **{name: value for name, value in asked.items() if value is not None})
     source = open_source(dataclasses.replace(run.experiment.data.validation, split=args.split), args.data_dir)
     pairs = [task.texts(source[i]) for i in range(len(source))]
     found = [best["translation"] for best in run.predict([text for text, _ in pairs], task=task)]
