@@ -46,6 +46,7 @@ def picture(results: dict[str, dict[int, float]], out: pathlib.Path) -> None:
     for (name, by_digits), colour in zip(results.items(), COLOURS, strict=True):
         axes.plot(list(by_digits), [100 * x for x in by_digits.values()], marker="o", color=colour, label=name)
     axes.set_ylim(0, 104)
+    axes.set_xticks(sorted({digits for by_digits in results.values() for digits in by_digits}))
     axes.set_xlabel("digits of the number (2: or 1)")
     axes.set_title("unseen numbers translated without an error, %", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
