@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxnlp.nn.kernels import blocked, logits, plain, softmax
 from jaxnlp.nn.masks import Mask
-from jaxnlp.nn.sharding import constrain, cuts, spec
+from jaxnlp.nn.sharding import constrain, cuts, platform, spec
 
 PATHS = ("cudnn", "pallas", "blocked", "plain")
 PLAIN_UP_TO = 512 * 512  # T * S; above it blocks are faster on the CPU (experiments/benchmarks/attention.py)
@@ -53,8 +53,8 @@ def attention(
     q = constrain(q, "batch", "heads", "queries")
     k, v = (constrain(x, "batch", "heads") for x in (k, v))
     case = q.shape, k.shape, q.dtype, mask, dropout_rate
-    platform = _platform()
-    path = implementation or choose(platform, *case)
+    where = platform()
+    path = implementation or choose(where, *case)
     if path not in (allowed := [path for path in PATHS if _takes(path, *case)]):
         raise ValueError(f"implementation={path!r} cannot compute this attention; allowed: {', '.join(allowed)}")
     q = _scaled(q, scale)
@@ -64,9 +64,9 @@ def attention(
         case "pallas":
             return _pallas(q, k, v, mask)
         case "blocked":
-            return blocked(q, k, v, mask, dropout_rate, dropout_rng, block=BLOCK_CPU if platform == "cpu" else BLOCK)
+            return blocked(q, k, v, mask, dropout_rate, dropout_rng, block=BLOCK_CPU if where == "cpu" else BLOCK)
         case _:
-            return plain(q, k, v, mask, dropout_rate, dropout_rng, transpose=platform == "cpu")
+            return plain(q, k, v, mask, dropout_rate, dropout_rng, transpose=where == "cpu")
 
 
 def choose(
@@ -100,11 +100,6 @@ def _takes(path: str, q_shape, k_shape, dtype, mask: Mask, dropout_rate: float) 
     half, narrow = dtype in (jnp.bfloat16, jnp.float16), K <= 128 and K % 8 == 0
     known = mask.segment_ids is None and (mask.window is None or mask.causal)
     return half and narrow and known and cuts("queries") == 1
-
-
-def _platform() -> str:
-    device = jax.sharding.get_abstract_mesh().abstract_device  # compiling ahead of time, the mesh's is not this machine
-    return device.platform if device else jax.default_backend()
 
 
 def attention_weights(
@@ -159,7 +154,7 @@ def _pallas(q, k, v, mask: Mask) -> Float[Array, "B H T K"]:
     )
     heads = masks.MultiHeadMask([band] * (H // cuts("heads")))  # all heads see the same
     parts = band.shape[0] * shards // T
-    interpret = _platform() != "tpu"
+    interpret = platform() != "tpu"
     kernel = splash.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret)
 
     def run(kernel, q, k, v, ids):

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxnlp.nn import cudnn
 from jaxnlp.nn.cells import CELLS, Carry, Cell, GRUCell, LSTMCell, hidden, zero_carry
 from jaxnlp.nn.scan import scan
-from jaxnlp.nn.sharding import constrain
+from jaxnlp.nn.sharding import constrain, platform
 
 Carries = tuple[tuple[Carry, ...], ...]  # by layer, then by direction: (forward,) or (forward, backward)
 DIRECTIONS = ("forward", "backward")
@@ -134,7 +134,7 @@ class Layer(nn.Module):
         outputs, last, gates = [], [], {}
         for cell, own, start in zip(cells, weights, carry, strict=True):
             drop = self._drop_mask(cell.features, len(x), x.dtype) if self.recurrent_dropout else None
-            reverse, hoist = cell.name == "backward", jax.default_backend() != "cpu" or len(x) == 1
+            reverse, hoist = cell.name == "backward", platform() != "cpu" or len(x) == 1
             run = functools.partial(scan, cell.equations, reverse, self.unroll, hoist)
             if self.remat_steps:
                 run = functools.partial(_in_blocks, run, self.remat_steps, reverse)
@@ -155,7 +155,7 @@ class Layer(nn.Module):
     def _cudnn(self, cell: Cell, mask: Array | None) -> bool:
         """Whether cuDNN is there and computes what is asked."""
         plain = not self.recurrent_dropout and not self.remat_steps and (mask is None or self.right_padded)
-        return jax.default_backend() == "gpu" and isinstance(cell, LSTMCell) and cell.dtype == jnp.float32 and plain
+        return platform() == "gpu" and isinstance(cell, LSTMCell) and cell.dtype == jnp.float32 and plain
 
 
 def _gates(

@@ -22,6 +22,12 @@ def spec(*names: str | None) -> PartitionSpec:
     return nn.logical_to_mesh_axes(names)
 
 
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": where the program will run; compiled ahead of time, that is not this machine."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def cuts(name: str) -> int:
     """The parts into which the axis of that name is cut."""
     (axes,) = spec(name)
