@@ -220,12 +220,12 @@ def test_fine_tuning_starts_from_the_checkpoint(pretrained, tmp_path):
 
 
 def test_ema_follows_the_parameters(tmp_path):
-    """ema_t = 0.5 ema_{t-1} + 0.5 params_t, from the initial parameters on: two steps by hand."""
+    """From the initial parameters on, with decays 1/10 and 2/11 as those of 0.5 begin: two steps by hand."""
     experiment = dataclasses.replace(PRETRAIN, ema=0.5, steps=2, save_every=0.5, keep_latest=5, log_every=1.0)
     jaxnlp.train(experiment, tmp_path)
     start = jax.jit(experiment.model.build().init)(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     one, two = (jaxnlp.load(tmp_path, step=i).params for i in (1, 2))
-    expected = jax.tree.map(lambda a, b, c: 0.25 * a + 0.25 * b + 0.5 * c, start, one, two)
+    expected = jax.tree.map(lambda a, b, c: 2 / 11 * (0.1 * a + 0.9 * b) + 9 / 11 * c, start, one, two)
     found = jaxnlp.load(tmp_path, ema=True).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
