@@ -120,13 +120,14 @@ def _backward(equations, reverse, unroll, hoist, saved, cotangents):
     xs = (before, mask, sums, alone, dh)
     dcarry, (dgates, da_alone) = lax.scan(step, dlast, xs, reverse=not reverse, unroll=unroll)
 
-    rows = lambda h: _settled("tkb->tbk", h).reshape(-1, h.shape[1])  # noqa: E731
-    columns = _settled("tghb->ghtb", dgates).reshape(G * H, -1)
+    # The batch before the steps: a mesh that cuts it can cut the two as one axis.
+    rows = lambda h: _settled("tkb->btk", h).reshape(-1, h.shape[1])  # noqa: E731
+    columns = _settled("tghb->ghbt", dgates).reshape(G * H, -1)
     dkernel = (columns @ rows(x)).reshape(weights.kernel.shape)
-    dx = jnp.einsum("ktb->tkb", (back @ columns).reshape(-1, len(x), x.shape[-1]))
+    dx = jnp.einsum("kbt->tkb", (back @ columns).reshape(-1, x.shape[-1], len(x)))
     da = columns.reshape(G, H, -1)
     for g, part in da_alone.items():
-        da = da.at[g].set(_settled("thb->htb", part).reshape(H, -1))
+        da = da.at[g].set(_settled("thb->hbt", part).reshape(H, -1))
     own, stops = [], [*list(met)[1:], G]
     for (start, h), stop in zip(met.items(), stops, strict=True):
         if h is None:
