@@ -3,6 +3,7 @@
     run = jaxnlp.load("runs/quickstart")
     run.apply({"input_ids": ids}), run.generate(["Once upon"]), run.predict(["…"])
     run = jaxnlp.train(experiment, workdir="runs/mine");  jaxnlp.evaluate(run)
+    jaxnlp.export(run, "out")                                                         for transformers
 
 The names are handed on when first used, so that `import jaxnlp` touches no device.
 """
@@ -12,7 +13,7 @@ import importlib
 import os
 import sys
 
-_PUBLIC = {"Run": "run", "load": "run", "train": "run", "evaluate": "run"}
+_PUBLIC = dict.fromkeys(("Run", "load", "train", "evaluate", "export"), "run")
 
 __all__ = sorted(_PUBLIC)
 

@@ -1,4 +1,4 @@
-"""The command line: train, plan, evaluate, generate, predict, experiments.
+"""The command line: train, plan, evaluate, generate, predict, export, experiments.
 
 An experiment's file has a function `experiment(**arguments) -> Experiment`. The function's arguments and the fields of
 the Experiment that it returns are options alike, typed by their annotations:
@@ -32,7 +32,7 @@ EXPERIMENTS = PACKAGE.parent / "experiments"  # of a checkout
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*")  # where Linux has a TPU or a GPU
 ROWS = 32  # texts that `predict` takes at a time
 
-Folder = Annotated[Positional[str], tyro.conf.arg(metavar="RUN", help="a run's folder")]
+Folder = Annotated[Positional[str], tyro.conf.arg(metavar="RUN", help="a run's folder, or a Hugging Face directory")]
 Step = Annotated[Literal["latest", "best"] | int, tyro.conf.arg(help="which checkpoint")]
 Average = Annotated[bool, tyro.conf.arg(help="the moving average of the parameters")]
 Mean = Annotated[int, tyro.conf.arg(help="the mean of so many checkpoints, the latest")]
@@ -191,12 +191,31 @@ def evaluate(
     import jaxnlp
 
     loaded = jaxnlp.load(run, step=step, ema=ema, average=average)
-    source = loaded.experiment.data.validation
+    source = None if loaded.experiment is None else loaded.experiment.data.validation
     if split is not None:
         if not hasattr(source, "split"):
             raise ValueError(f"--split={split}: the run's data are {source!r}, without splits; leave --split out")
         source = dataclasses.replace(source, split=split)
     print(json.dumps(jaxnlp.evaluate(loaded, source=source, data_dir=data_dir)))
+
+
+def export(
+    run: Folder,
+    directory: Positional[str],
+    *,
+    step: Step = "latest",
+    ema: Average = False,
+    average: Mean = 1,
+) -> None:
+    """Writes a run as a directory that from_pretrained of Hugging Face's transformers reads.
+
+    Args:
+        directory: a new folder
+    """
+    import jaxnlp
+
+    jaxnlp.export(jaxnlp.load(run, step=step, ema=ema, average=average), directory)
+    print(f"written: {directory}")
 
 
 def generate(
@@ -345,6 +364,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": _command(evaluate),
     "generate": _command(generate),
     "predict": _command(predict),
+    "export": _command(export),
     "experiments": _command(experiments),
 }
 

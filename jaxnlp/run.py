@@ -19,11 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained
+from jaxnlp.interop import huggingface
 from jaxnlp.tasks import generation, words
 from jaxnlp.tasks.task import Points, sown
 from jaxnlp.training import loop
 from jaxnlp.training.checkpoint import load_average, load_params
-from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.experiment import Data, Experiment
 from jaxnlp.training.folder import open_run
 from jaxnlp.training.serialize import External
 
@@ -38,25 +39,22 @@ class Run:
     model: nn.Module
     params: Mapping[str, Any]
     tokenizer: Tokenizer
-    experiment: Experiment  # all that it was trained with
-    step: int  # of the checkpoint
+    task: Any
+    experiment: Experiment | None = None  # all that it was trained with; None: not known of what others trained
+    step: int = 0  # of the checkpoint
 
     @property
     def config(self) -> Any:
         """The model's sizes."""
         return self.model.config
 
-    @property
-    def task(self) -> Any:
-        return self.experiment.task
-
     def apply(self, inputs: Mapping[str, Any], *, outputs: Sequence[str] = ()) -> dict[str, Any]:
         """The model's outputs for `input_ids` [B, T] and whatever else it takes by name, without dropout; jitted.
 
         `outputs` asks for more, each a tuple with an entry a layer, first to last, the encoder's before the decoder's:
-        "attentions" (weights [B, H, T, T]), "cross_attentions" (weights [B, T, S]), "gates" of an LSTM or GRU (by
-        direction and by name, [B, T, D]), "hidden_states" (what enters each layer and the last one's normed output,
-        [B, T, D]). ValueError for an id or a position outside its table.
+        "attentions" (weights [B, H, T, T]), "cross_attentions" (weights [B, T, S], a Transformer's [B, H, T, S]),
+        "gates" of an LSTM or GRU (by direction and by name, [B, T, D]), "hidden_states" (what enters each layer and the
+        last one's normed output, [B, T, D]). ValueError for an id or a position outside its table.
         """
         unknown = set(outputs) - set(OUTPUTS)
         if unknown:
@@ -110,7 +108,9 @@ def load(
     mesh: Mesh | None = None,
     dtype: Any = None,
 ) -> Run:
-    """The run in a folder.
+    """The run in a folder, or the model in a directory that Hugging Face's transformers wrote.
+
+    Such a directory has a config.json and *.safetensors; `step`, `ema` and `average` ask for what it has not.
 
     Args:
         step: the newest whole checkpoint, the one that was best on the validation part, or the one of that step.
@@ -121,17 +121,24 @@ def load(
 
     Raises:
         FolderError: the folder is no run.
+        DirectoryError: the directory is of no kind that is known here, or its tensors are not what it says.
         CheckpointError: it has no such step, or none that can be read.
         StorageError: it is in the store, gs://…, and that cannot be reached.
     """
     loop.keep_compiled()
+    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    cast = {} if dtype is None else {"dtype": jnp.dtype(dtype).name}
+    if huggingface.is_directory(path):
+        if (step, ema, average) != ("latest", False, 1):
+            raise ValueError(f"step={step!r}, ema={ema}, average={average} of {path}, which is no run; allowed: none")
+        found = huggingface.Directory(path)
+        model = dataclasses.replace(found.config, **cast).build(found.task.heads)
+        params = found.params(sharding=sharding, dtype=dtype or jnp.float32)
+        return Run(model, params, found.tokenizer(), found.task)
     with explained(path):
         folder = open_run(path)
         experiment = folder.read_experiment()
-        config = (
-            experiment.model if dtype is None else dataclasses.replace(experiment.model, dtype=jnp.dtype(dtype).name)
-        )
-        sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        config = dataclasses.replace(experiment.model, **cast)
         options = {"ema": ema, "sharding": sharding, "dtype": dtype}
         if average == 1:
             params, step = load_params(folder.checkpoints, step, **options)
@@ -140,7 +147,20 @@ def load(
         else:
             raise ValueError(f"average={average} with step={step!r}; allowed with: latest")
         heads = () if isinstance(experiment.task, External) else experiment.task.heads
-        return Run(config.build(heads), params, Tokenizer.load(folder.tokenizer), experiment, step)
+        tokenizer = Tokenizer.load(folder.tokenizer)
+        return Run(config.build(heads), params, tokenizer, experiment.task, experiment, step)
+
+
+def export(run: Run, path: str | os.PathLike, *, format: Literal["huggingface"] = "huggingface") -> None:
+    """Writes a new directory that transformers' from_pretrained reads as the same model.
+
+    Raises:
+        ValueError: transformers has no such model.
+        FileExistsError: there is something in the folder.
+    """
+    if format != "huggingface":
+        raise ValueError(f"format={format!r}; allowed: huggingface")
+    huggingface.write(path, run.config, run.params, run.tokenizer, run.task)
 
 
 def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str | None = None) -> Run:
@@ -152,7 +172,7 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
     run = load(workdir, ema=experiment.ema is not None)
     # A folder keeps only the names of a user's own sources and task: here they are at hand.
     own = dataclasses.replace(run.experiment, data=experiment.data, task=experiment.task)
-    return dataclasses.replace(run, model=run.config.build(experiment.task.heads), experiment=own)
+    return dataclasses.replace(run, model=run.config.build(own.task.heads), task=own.task, experiment=own)
 
 
 def evaluate(run: Run, *, source: Any = None, task: Any = None, data_dir: str | None = None) -> dict[str, float]:
@@ -160,13 +180,15 @@ def evaluate(run: Run, *, source: Any = None, task: Any = None, data_dir: str | 
 
     A source or a task of the caller's own is not in the run's folder: then `source` or `task` gives it.
     """
-    source = run.experiment.data.validation if source is None else source
+    if source is None and run.experiment is not None:
+        source = run.experiment.data.validation
     if source is None or isinstance(source, External):
         raise ValueError("the run names no validation part that can be read again: give it as source=")
     task = task or run.task
     if isinstance(task, External):
         raise ValueError(f"the run was trained on {task.name}, a task of your own: give it as task=")
-    experiment = dataclasses.replace(run.experiment, model=run.config, task=task)
+    experiment = run.experiment or Experiment(task=task, data=Data(train=source), steps=1, batch_size=32)
+    experiment = dataclasses.replace(experiment, model=run.config, task=task)
     return loop.evaluate(experiment, run.params, run.tokenizer, source, data_dir=data_dir)
 
 

@@ -100,9 +100,9 @@ def test_takes_a_step(path, base, tmp_path):
     assert np.isfinite(train["loss"]) and np.isfinite(validation["loss"])
 
 
-@pytest.mark.parametrize("model", ["prefix", pytest.param("lstm", marks=pytest.mark.slow)])
-def test_the_storys_other_models_take_a_step(model, base, tmp_path):
-    folder = loop.train(shrunken(made(FOLDER / "translation_story.py", model=model), base), tmp_path)
+@pytest.mark.parametrize("architecture", ["prefix", pytest.param("lstm", marks=pytest.mark.slow)])
+def test_the_storys_other_models_take_a_step(architecture, base, tmp_path):
+    folder = loop.train(shrunken(made(FOLDER / "translation_story.py", architecture=architecture), base), tmp_path)
     assert all(np.isfinite(line["loss"]) for line in folder.read_metrics())
 
 

@@ -4,9 +4,9 @@
     python experiments/studies/translation_story.py --data-dir DIR [--workdir runs/translation_story] [--steps N]
         [--models lstm,lstm-attention,transformer,causal,prefix] [--out FILE.png]
 
-Trains translation_story with each model, or goes on where it was stopped, and translates test_2016 with the mean of the
-last ten checkpoints. Prints parameters, BLEU of detokenised text (sacreBLEU) and of lower-cased tokens (bleu.py), chrF,
-and the tokens a second and seconds of training; draws BLEU by the source's length.
+Trains translation_story with each model, or goes on where it was stopped, and translates test_2016. Prints parameters,
+BLEU of detokenised text (sacreBLEU) and of lower-cased tokens (bleu.py), chrF, and the tokens a second and seconds of
+training; draws BLEU by the source's length.
 """
 
 import argparse
@@ -80,11 +80,11 @@ def main():
     pairs = [(example["en"], example["de"]) for example in (source[i] for i in range(len(source)))]
     lines, results = [f"{'':16}{'parameters':>12}{'BLEU':>8}{'tokens':>8}{'chrF':>8}{'tokens/s':>10}{'seconds':>9}"], {}
     for name in args.models.split(","):
-        experiment = runpy.run_path(str(EXPERIMENT))["experiment"](model=name)
+        experiment = runpy.run_path(str(EXPERIMENT))["experiment"](architecture=name)
         if args.steps is not None:
             experiment = dataclasses.replace(experiment, steps=args.steps)
         jaxnlp.train(experiment, args.workdir / name, data_dir=args.data_dir)
-        run = jaxnlp.load(args.workdir / name, average=experiment.keep_latest)
+        run = jaxnlp.load(args.workdir / name)
         found = [best["translation"] for best in run.predict([text for text, _ in pairs])]
         references = [text for _, text in pairs]
         measured, table = scores(found, references)

@@ -1,4 +1,4 @@
-"""Text to ids and back: byte-level BPE, WordPiece and characters, by the `tokenizers` library.
+"""Text to ids and back: byte-level BPE, WordPiece and characters by the library `tokenizers`, SentencePiece by its own.
 
 A specification says how a tokenizer is made (`build`); a `Tokenizer` encodes, decodes and is saved as `tokenizer.json`.
 
@@ -15,12 +15,14 @@ Byte-level BPE: Radford et al., "Language Models are Unsupervised Multitask Lear
 WordPiece: Devlin et al., "BERT", 2019; Schuster and Nakajima, 2012 (normalised text; longest match first).
 """
 
+import base64
 import collections
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +87,7 @@ class Tokenizer:
 
     @property
     def bos_id(self) -> int:
-        return self._first(END, "[CLS]", "<s>")
+        return self._first(END, "[CLS]", "<s>", "<pad>")  # Marian begins with <pad>
 
     @property
     def pad_id(self) -> int:
@@ -106,9 +108,9 @@ class Tokenizer:
     def byte_lengths(self) -> Int[np.ndarray, " V"] | None:
         """UTF-8 bytes of text that each id stands for: 0 for special tokens, and for <unk>, whose bytes are not known.
 
-        None where ids do not spell the text exactly (WordPiece).
+        None where ids do not spell the text exactly (WordPiece, SentencePiece).
         """
-        if isinstance(self.backend.model, models.WordPiece):
+        if isinstance(self.backend, SentencePiece) or isinstance(self.backend.model, models.WordPiece):
             return None
         special = {*self.backend.get_added_tokens_decoder(), self.unk_id}
         tokens = ["" if i in special else self.token(i) for i in range(self.vocab_size)]
@@ -129,6 +131,8 @@ class Tokenizer:
         parts = json.loads(text)
         if parts.keys() == {"source", "target"}:
             return PairTokenizer(*(cls.from_json(json.dumps(parts[name])) for name in ("source", "target")))
+        if parts.keys() == {"sentencepiece", "vocabulary"}:
+            return cls(SentencePiece(base64.b64decode(parts["sentencepiece"]), parts["vocabulary"]))
         return cls(tokenizers.Tokenizer.from_str(text))
 
     def save(self, path) -> None:
@@ -137,7 +141,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path) -> "Tokenizer":
-        """From tokenizer.json, or a folder that holds it or the files of GPT-2 or BERT (see `TokenizerFile`)."""
+        """From tokenizer.json, or a folder that holds it or other files (see `TokenizerFile`)."""
         path = epath.Path(path)
         folder = {p.name for p in path.iterdir()} if path.is_dir() else set()
         if path.is_file() or "tokenizer.json" in folder:
@@ -146,6 +150,8 @@ class Tokenizer:
                 return cls.from_json(file.read_text(encoding="utf-8"))
             except Exception as error:  # the library raises bare Exception
                 raise ValueError(f"tokenizer {file}: not a tokenizer.json: {error}") from error
+        if {"source.spm", "target.spm", "vocab.json"} <= folder:
+            return _marian(path, "target_vocab.json" if "target_vocab.json" in folder else "vocab.json")
         for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
             if {vocab, merges} <= folder:
                 return cls(_gpt2(path / vocab, path / merges))
@@ -153,7 +159,8 @@ class Tokenizer:
             return cls(_bert(path / "vocab.txt"))
         raise FileNotFoundError(
             f"tokenizer {path}: found {', '.join(sorted(folder)) or 'nothing'}; allowed: a tokenizer.json, or a folder"
-            " with tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, or vocab.txt"
+            " with tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, vocab.txt, or source.spm +"
+            " target.spm + vocab.json"
         )
 
 
@@ -260,7 +267,8 @@ class Pair:
 @dataclasses.dataclass(frozen=True)
 class TokenizerFile:
     """A tokenizer that exists: tokenizer.json, or a folder with it, with GPT-2's vocab.json + merges.txt (OpenAI's
-    encoder.json + vocab.bpe are the same files), or with BERT's vocab.txt."""
+    encoder.json + vocab.bpe are the same files), with BERT's vocab.txt, or with Marian's source.spm + target.spm +
+    vocab.json."""
 
     path: str  # of the file or the folder
 
@@ -271,6 +279,73 @@ class TokenizerFile:
 def build(spec: ByteBPE | WordPiece | Characters | Pair | TokenizerFile, texts: Iterable[str] = ()) -> Tokenizer:
     """The tokenizer that a specification describes, trained on the texts where it is trained at all."""
     return spec.build(texts)
+
+
+class SentencePiece:
+    """A SentencePiece model (Kudo and Richardson, 2018), whose pieces have the ids of a vocabulary, as Marian's have.
+
+    What `Tokenizer` uses of a tokenizers.Tokenizer, by the library `sentencepiece`. ">>deu<<" at the beginning of a
+    text, which tells a model of many languages what to write, is one token. ValueError for what is no such model.
+    """
+
+    SPECIAL = ("</s>", "<pad>")  # with <unk>, which shows where it is decoded
+
+    def __init__(self, model: bytes, vocabulary: Mapping[str, int]):
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise RuntimeError("a SentencePiece tokenizer needs its library: pip install 'jaxnlp[hub]'") from error
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(f"not a SentencePiece model: {error}") from error
+        if absent := [token for token in (*self.SPECIAL, "<unk>") if token not in vocabulary]:
+            raise ValueError(f"the vocabulary has no {', '.join(absent)}; allowed: one with it, as Marian's")
+        self.model, self.vocabulary = model, dict(vocabulary)
+        self.tokens = {id: token for token, id in vocabulary.items()}
+
+    def no_truncation(self) -> None:
+        pass
+
+    no_padding = no_truncation
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> types.SimpleNamespace:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[types.SimpleNamespace]:
+        ends = [text.find("<<") + 2 if text.startswith(">>") and "<<" in text else 0 for text in texts]
+        pieces = self.processor.encode([text[end:] for text, end in zip(texts, ends, strict=True)], out_type=str)
+        whole = ([text[:end]] * bool(end) + found for text, end, found in zip(texts, ends, pieces, strict=True))
+        unknown = self.vocabulary["<unk>"]
+        return [types.SimpleNamespace(ids=[self.vocabulary.get(piece, unknown) for piece in found]) for found in whole]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        pieces = [token for token in map(self.tokens.get, ids) if token is not None and token not in self.SPECIAL]
+        return self.processor.decode_pieces(pieces).replace("\u2581", " ").strip()
+
+    def id_to_token(self, id: int) -> str | None:
+        return self.tokens.get(id)
+
+    def token_to_id(self, token: str) -> int | None:
+        return self.vocabulary.get(token)
+
+    def get_vocab_size(self, with_added_tokens: bool = True) -> int:
+        return max(self.tokens) + 1
+
+    def to_str(self, pretty: bool = False) -> str:
+        return json.dumps({"sentencepiece": base64.b64encode(self.model).decode(), "vocabulary": self.vocabulary})
+
+
+def _marian(path: epath.Path, target_vocabulary: str) -> PairTokenizer:
+    parts = {"source.spm": "vocab.json", "target.spm": target_vocabulary}
+    made = []
+    for model, vocabulary in parts.items():
+        try:
+            ids = json.loads((path / vocabulary).read_text(encoding="utf-8"))
+            made.append(Tokenizer(SentencePiece((path / model).read_bytes(), ids)))
+        except ValueError as error:
+            raise ValueError(f"tokenizer {path}, {model} with {vocabulary}: {error}") from error
+    return PairTokenizer(*made)
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:

@@ -46,7 +46,7 @@ class Config:
     output_bias: bool = False  # b of the logits, which the paper has not and Marian has
     dropout: float = 0.1  # on the embeddings and on what each sublayer adds
     attention_dropout: float = 0.0  # on the attention weights
-    epsilon: float = 1e-6  # of the layer norms
+    epsilon: float = 1e-5  # of the layer norms, which the paper leaves open; PyTorch's and Marian's
     dtype: Literal["float32", "bfloat16"] = "float32"  # of products and activations; parameters are float32
     scan: bool = False  # compile one block for all layers: for deep models and pods
     remat: Literal["none", "dots", "full"] = "none"  # recompute in the backward pass: nothing, all but products, all

@@ -350,6 +350,8 @@ def _search(
     *,
     form: str,
     bos_id: Any,
+    end_id: Any,
+    pad_id: Any,
     max_new_tokens: int,
     **options: Any,
 ) -> Beams:
@@ -368,10 +370,13 @@ def _search(
 
     def step(tokens, cache):
         out = decode(tokens[:, None], cache=cache)
-        return out["logits"][:, 0], out["cache"]
+        logits = out["logits"][:, 0]
+        return jnp.where(jnp.arange(logits.shape[-1])[None] == never, -jnp.inf, logits), out["cache"]
 
+    never = jnp.where(pad_id == end_id, -1, pad_id)  # padding of its own is no word
     first = jnp.full(B, bos_id, jnp.int32)
-    return decoding.beam_search(step, cache, first, max_new_tokens=max_new_tokens, **options)
+    options |= {"end_id": end_id, "pad_id": pad_id, "max_new_tokens": max_new_tokens}
+    return decoding.beam_search(step, cache, first, **options)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -32,7 +32,7 @@ from jaxnlp.training import parallel, pretrained, processes
 from jaxnlp.training.checkpoint import Checkpoints
 from jaxnlp.training.chips import chip_of
 from jaxnlp.training.experiment import Experiment, check_same_run, every, to_json
-from jaxnlp.training.folder import Folder, locked, open_run
+from jaxnlp.training.folder import Folder, locked
 from jaxnlp.training.optim import optimizer, schedule
 from jaxnlp.training.progress import Progress
 from jaxnlp.training.report import MetricsWriter, write_report
@@ -151,17 +151,17 @@ def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tupl
         experiment = dataclasses.replace(experiment, model=experiment.model or saved.model)
         check_same_run(saved, experiment)
         return experiment, Tokenizer.load(folder.tokenizer)
-    base = None if experiment.init is None else open_run(experiment.init.run)
-    experiment = dataclasses.replace(experiment, model=experiment.model or base.read_experiment().model)
+    model, theirs = (None, None) if experiment.init is None else pretrained.base(experiment.init)
+    experiment = dataclasses.replace(experiment, model=experiment.model or model)
     if experiment.tokenizer is None:
-        tokenizer = Tokenizer.load(base.tokenizer)
+        tokenizer = theirs
     else:
         source = open_source(experiment.data.train, data_dir)
         texts = (text for i in range(len(source)) for text in experiment.task.texts(source[i]))
         built = processes.on_first(lambda: tokenizers.build(experiment.tokenizer, texts))
         tokenizer = Tokenizer.from_json(processes.broadcast(built.to_json() if processes.first() else ""))
-        if base is not None:
-            pretrained.check_tokenizer(experiment.init, Tokenizer.load(base.tokenizer), tokenizer)
+        if theirs is not None:
+            pretrained.check_tokenizer(experiment.init, theirs, tokenizer)
     if tokenizer.vocab_size > experiment.model.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size={experiment.model.vocab_size}; "

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.interop import huggingface
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
 from jaxnlp.training.checkpoint import load_params
 from jaxnlp.training.experiment import Pretrained
@@ -27,9 +28,24 @@ Params = Mapping[str, Any]  # a nested dict of arrays
 
 
 def load(spec: Pretrained, initial: Params) -> dict[str, Any]:
-    """The initial parameters with those of the run that `spec` names."""
+    """The initial parameters with those of the run or the Hugging Face directory that `spec` names."""
+    if huggingface.is_directory(spec.run):
+        return merge(initial, huggingface.Directory(spec.run).params(), spec)
     loaded, _ = load_params(open_run(spec.run).checkpoints, spec.step, ema=spec.ema)
     return merge(initial, loaded, spec)
+
+
+def base(spec: Pretrained) -> tuple[Any, Tokenizer]:
+    """The model's config and the tokenizer there."""
+    if huggingface.is_directory(spec.run):
+        if (spec.step, spec.ema) != ("latest", False):
+            raise ValueError(
+                f"init.step={spec.step!r}, ema={spec.ema} of {spec.run}, which is no run; allowed: neither"
+            )
+        directory = huggingface.Directory(spec.run)
+        return directory.config, directory.tokenizer()
+    folder = open_run(spec.run)
+    return folder.read_experiment().model, Tokenizer.load(folder.tokenizer)
 
 
 def check_tokenizer(spec: Pretrained, base: Tokenizer, own: Tokenizer) -> None:

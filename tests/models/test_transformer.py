@@ -23,11 +23,9 @@ BASE = transformer.Config(
     vocab_size=ORACLE["V"], d_model=ORACLE["D"], n_heads=ORACLE["H"], d_ff=ORACLE["F"], dropout=0.0
 )
 CONFIGS = {
-    "marian": dataclasses.replace(
-        BASE, n_encoder_layers=3, n_decoder_layers=2, activation="silu", output_bias=True, epsilon=1e-5
-    ),
+    "marian": dataclasses.replace(BASE, n_encoder_layers=3, n_decoder_layers=2, activation="silu", output_bias=True),
     "torch": dataclasses.replace(
-        BASE, n_encoder_layers=2, n_decoder_layers=3, norm_first=True, target_vocab_size=ORACLE["W"]
+        BASE, n_encoder_layers=2, n_decoder_layers=3, norm_first=True, target_vocab_size=ORACLE["W"], epsilon=1e-6
     ),
 }
 FORMS = [("marian", False, "none"), ("marian", True, "full"), ("torch", False, "dots"), ("torch", True, "none")]

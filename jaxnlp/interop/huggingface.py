@@ -1,0 +1,239 @@
+"""Directories as transformers writes them: config.json, *.safetensors and the tokenizer's files, read and written.
+
+    found = Directory("opus-mt-en-de")
+    found.config, found.task, found.tokenizer(), found.params()
+    write("out", config, params, tokenizer, task)
+
+What a family of models calls its settings and tensors stands in its own file, marian.py for one. Every tensor of a
+directory is accounted for, or an error lists those that are not. Nothing is unpickled.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.files import is_remote
+from jaxnlp.interop import marian
+from jaxnlp.interop.tables import Row
+from jaxnlp.nn.blocks import unstack_layers
+
+FAMILIES = {"marian": marian}  # by the model_type of config.json
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+CONVERT = """\
+{found} may run any program when it is read, and is not; allowed: *.safetensors. To write those once, where PyTorch and
+transformers are installed and the file can be trusted:
+  python -c "import transformers as t; t.{architecture}.from_pretrained('{path}').save_pretrained('{path}')\""""
+
+
+class DirectoryError(RuntimeError):
+    """A directory that cannot be read as a model, and why."""
+
+
+def is_directory(path: str | os.PathLike) -> bool:
+    """Whether there is a config.json: what a directory of transformers has, and a run's folder has not."""
+    return not is_remote(path) and (pathlib.Path(path).expanduser() / "config.json").is_file()
+
+
+class Directory:
+    """A model as transformers wrote it; DirectoryError for what is none, or none that is known here.
+
+    `params` are read a tensor at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path).expanduser()
+        settings = self._json("config.json")
+        self.settings = self._json("tokenizer_config.json") | settings | self._json("generation_config.json")
+        kind = settings.get("model_type")
+        if kind not in FAMILIES:
+            raise DirectoryError(f"{self.path}/config.json: model_type={kind!r}; allowed: {', '.join(FAMILIES)}")
+        self.family = FAMILIES[kind]
+        made = settings.get("architectures") or [self.family.ARCHITECTURES[0]]
+        if made[0] not in self.family.ARCHITECTURES:
+            allowed = ", ".join(self.family.ARCHITECTURES)
+            raise DirectoryError(f"{self.path}/config.json: architectures={made}; allowed: {allowed}")
+        self.architecture = made[0]
+        try:
+            self.config = self.family.config(settings)
+            self.task = self.family.task(self.settings)
+        except (TypeError, ValueError) as error:
+            raise DirectoryError(f"{self.path}/config.json: {error}") from error
+
+    def tokenizer(self) -> Tokenizer:
+        """DirectoryError where its ids are not the model's; ValueError, FileNotFoundError for files as they are."""
+        tokenizer = Tokenizer.load(self.path)
+        for name, found in self.family.ids(tokenizer).items():
+            if self.settings.get(name, found) != found:
+                message = f"{name}={self.settings[name]}; allowed: {found}, as the tokenizer beside it has it"
+                raise DirectoryError(f"{self.path}/config.json: {message}")
+        return tokenizer
+
+    def params(self, *, sharding: Any = None, dtype: Any = jnp.float32) -> dict[str, Any]:
+        """The parameters, of unrolled layers, on the first device or as `sharding` says.
+
+        DirectoryError, which lists them all, for tensors that are missing, of another shape or not known.
+        """
+        config = dataclasses.replace(self.config, scan=False)
+        shapes = _shapes(config)
+        rows, words = self.family.rows(config), _words(config)
+        with _Tensors(self.path, self.architecture) as tensors:
+            where = self._checked(config, rows, shapes, tensors)
+            found = {}
+            for row in rows:
+                shape = shapes[row.ours].shape
+                parts = [tensors.read(where[name]).astype(dtype) for name in row.names]
+                found[row.ours] = jax.device_put(row.to_ours(parts, shape, words(row)), sharding)
+        return unflatten_dict(found, sep="/")
+
+    def _checked(
+        self, config: Any, rows: list[Row], shapes: Mapping[str, Any], tensors: "_Tensors"
+    ) -> Mapping[str, str]:
+        """The name under which each tensor of the rows is found here."""
+        words, copies = _words(config), self.family.copies(config)
+        wanted = {name: row.theirs_shape(shapes[row.ours].shape, words(row)) for row in rows for name in row.names}
+        where = {name: name for name in wanted}
+        for copy, name in copies.items():
+            if name not in tensors.shapes and copy in tensors.shapes:
+                where[name] = copy
+        problems = [f"{name}: missing" for name in wanted if where[name] not in tensors.shapes]
+        for name, shape in wanted.items():
+            found = tensors.shapes.get(where[name], shape)
+            if found != shape:
+                problems.append(f"{where[name]}: shape {found}; allowed: {shape}")
+        constants = self.family.constants(config, tensors.shapes)
+        others = [name for name in tensors.shapes if name not in wanted and name not in where.values()]
+        for name in others:
+            if name in copies and copies[name] in where:
+                if not np.array_equal(tensors.read(name), tensors.read(where[copies[name]])):
+                    problems.append(f"{name}: differs from {where[copies[name]]}; allowed: the same values")
+            elif name in constants:
+                if not np.allclose(tensors.read(name), constants[name], atol=1e-3):
+                    problems.append(f"{name}: not the sinusoids; allowed: these, or nothing")
+            else:
+                problems.append(f"{name}: not known")
+        if problems:
+            count = f"{len(problems)} tensor{'s' * (len(problems) > 1)}"
+            raise DirectoryError(
+                f"{self.path} does not hold a {self.architecture} as its config.json describes it, at {count}:\n  "
+                + "\n  ".join(problems)
+            )
+        return where
+
+    def _json(self, name: str) -> dict[str, Any]:
+        """The object in a file, empty where only config.json has to be there."""
+        file = self.path / name
+        if not file.is_file():
+            if name == "config.json":
+                raise DirectoryError(f"{self.path}: no config.json; allowed: a directory as transformers writes it")
+            return {}
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DirectoryError(f"{file}: not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise DirectoryError(f"{file}: a {type(found).__name__}; allowed: an object")
+        return found
+
+
+def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], tokenizer: Tokenizer, task: Any) -> None:
+    """What transformers' from_pretrained reads as the same model; whole, or not at all.
+
+    ValueError for a model or a task that transformers does not have; FileExistsError for a folder with something in it.
+    """
+    family = next((f for f in FAMILIES.values() if isinstance(config, f.CONFIG)), None)
+    if family is None:
+        allowed = ", ".join(f.CONFIG.__module__.rpartition(".")[2] for f in FAMILIES.values())
+        raise ValueError(f"the model {type(config).__module__}; allowed with format='huggingface': {allowed}")
+    path = pathlib.Path(path).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} is there already; allowed: a new folder, or an empty one")
+    settings = {"architectures": list(family.ARCHITECTURES[:1]), **family.settings(config, task)}
+    settings |= {"model_type": next(name for name, f in FAMILIES.items() if f is family), "dtype": "float32"}
+    settings |= family.ids(tokenizer)
+    config, params = family.complete(dataclasses.replace(config, scan=False), unstack_layers(params))
+    files = family.files(tokenizer, task)
+    words, leaves, tensors = _words(config), flatten_dict(params, sep="/"), {}
+    for row in family.rows(config):
+        tensors |= row.to_theirs(np.asarray(leaves[row.ours], np.float32), words(row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.", ignore_cleanup_errors=True) as beside:
+        folder = pathlib.Path(beside) / "whole"
+        folder.mkdir()
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        files["config.json"] = json.dumps(settings, indent=2).encode() + b"\n"
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        folder.replace(path)
+
+
+class _Tensors:
+    """The tensors of all *.safetensors of a directory, read when asked for."""
+
+    def __init__(self, path: pathlib.Path, architecture: str):
+        files = self._files(path)
+        if not files:
+            found = [file.name for pattern in PICKLES for file in sorted(path.glob(pattern))]
+            if found:
+                given = {"found": f"{path}/{found[0]}", "architecture": architecture, "path": path}
+                raise DirectoryError(CONVERT.format(**given))
+            raise DirectoryError(f"{path}: no *.safetensors; allowed: model.safetensors, or parts with their index")
+        self.path, self.open, self.file_of = path, {}, {}
+        for file in files:
+            try:
+                self.open[file] = opened = safetensors.safe_open(file, "numpy").__enter__()
+            except (OSError, safetensors.SafetensorError) as error:
+                self.__exit__()
+                raise DirectoryError(f"{file}: cannot be read, perhaps cut off or damaged: {error}") from error
+            self.file_of |= dict.fromkeys(opened.keys(), file)
+        self.shapes = {name: tuple(self._of(name).get_slice(name).get_shape()) for name in self.file_of}
+
+    @staticmethod
+    def _files(path: pathlib.Path) -> list[pathlib.Path]:
+        index = path / "model.safetensors.index.json"
+        if not index.is_file():
+            return [path / "model.safetensors"] if (path / "model.safetensors").is_file() else []
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DirectoryError(f"{index}: no index of tensors: {error!r}") from error
+        if absent := [name for name in names if not (path / name).is_file()]:
+            raise DirectoryError(f"{index} names {', '.join(absent)}, not there; allowed: all of its files")
+        return [path / name for name in names]
+
+    def _of(self, name: str) -> Any:
+        return self.open[self.file_of[name]]
+
+    def read(self, name: str) -> np.ndarray:
+        return self._of(name).get_tensor(name)
+
+    def __enter__(self) -> "_Tensors":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for file in self.open.values():
+            file.__exit__(None, None, None)
+
+
+@functools.cache
+def _shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    init = config.build().init
+    params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return flatten_dict(params, sep="/")
+
+
+def _words(config: Any) -> Callable[[Row], int]:
+    """The words of a row's vocabulary, without those that fill it up."""
+    return lambda row: config.vocab_size if row.ours.startswith("source/") else config.output_vocab_size

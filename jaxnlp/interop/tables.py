@@ -1,0 +1,59 @@
+"""One table of names for both directions: each row is a leaf of our parameters and the tensors that hold it elsewhere.
+
+    Row("encoder/blocks/0/attention/qkv/kernel", "h c k d",
+        "model.encoder.layers.0.self_attn.{c}_proj.weight", "(h k) d", {"c": "qkv"})
+
+says that three tensors [(h k), d], of c = q, k and v, are one kernel [h, c, k, d]. Axes are written as in einops;
+their sizes are those of our leaf, except `v`: a vocabulary, which here is filled up to a multiple of 128.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import einops
+import numpy as np
+
+
+class Row(NamedTuple):
+    ours: str  # path of the leaf
+    axes: str  # its axes
+    theirs: str  # name of a tensor; in braces an axis of ours along which there are several
+    shape: str  # of each tensor
+    stacked: Mapping[str, Sequence[Any]] = {}  # such an axis -> what stands for it in the names
+
+    @property
+    def names(self) -> list[str]:
+        """Of all its tensors, in the order in which they are stacked."""
+        values = itertools.product(*self.stacked.values())
+        return [self.theirs.format(**dict(zip(self.stacked, each, strict=True))) for each in values]
+
+    def theirs_shape(self, ours: Sequence[int], words: int) -> tuple[int, ...]:
+        """Of each tensor, where our leaf has the shape `ours` and the vocabulary so many words."""
+        sizes = self._sizes(ours, words)
+        size = lambda axis: int(axis) if axis.isdigit() else sizes[axis]  # noqa: E731
+        axes = re.findall(r"\([^)]*\)|\S+", self.shape)
+        return tuple(math.prod(map(size, axis.strip("()").split())) for axis in axes)
+
+    def to_ours(self, tensors: Sequence[np.ndarray], ours: Sequence[int], words: int) -> np.ndarray:
+        """Our leaf; rows that fill a vocabulary up are zero."""
+        x = tensors if self.stacked else tensors[0]
+        x = einops.rearrange(x, f"{self._theirs} -> {self.axes}", **self._sizes(ours, words))
+        return np.pad(x, [(0, n - m) for n, m in zip(ours, x.shape, strict=True)])
+
+    def to_theirs(self, leaf: np.ndarray, words: int) -> dict[str, np.ndarray]:
+        """The tensors by name, each with memory of its own."""
+        sizes = self._sizes(leaf.shape, words)
+        leaf = leaf[tuple(slice(sizes[axis]) for axis in self.axes.split())]
+        x = einops.rearrange(leaf, f"{self.axes} -> {self._theirs}")
+        names = self.names
+        return dict(zip(names, map(np.ascontiguousarray, x if self.stacked else [x]), strict=True))
+
+    @property
+    def _theirs(self) -> str:
+        return f"({' '.join(self.stacked)}) {self.shape}" if self.stacked else self.shape
+
+    def _sizes(self, ours: Sequence[int], words: int) -> dict[str, int]:
+        return {a: words if a == "v" else n for a, n in zip(self.axes.split(), ours, strict=True)}
