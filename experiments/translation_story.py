@@ -4,8 +4,9 @@
     jaxnlp evaluate runs/translation_story --split test_2016 --data-dir DIR
 
 29,000 pairs, one byte-level vocabulary of 8,000 words, batches of up to 2,048 source and 2,048 target tokens, beam 5,
-dropout 0.3 and label smoothing 0.1. The Transformer is the tiny one of Wu et al., 2021; of the decoders alone each has
-its eight layers. All five in one table: `experiments/studies/translation_story.py`.
+label smoothing 0.1. The Transformer is the tiny one of Wu et al., 2021; of the decoders alone each has its eight
+layers. In 22 epochs these learn more with a dropout of 0.1 than with the 0.3 of the 145 epochs there; the LSTMs keep
+0.3. All five in one table: `experiments/studies/translation_story.py`.
 """
 
 import dataclasses
@@ -29,21 +30,21 @@ LSTM = seq2seq.Config(
     forget_bias=1.0,
     dropout=0.3,
 )
-DECODER = gpt.Config(vocab_size=WORDS, n_positions=128, n_layers=8, d_model=128, n_heads=4, d_ff=256, dropout=0.3)
-TRANSFORMER = dataclasses.replace(transformer.VARIANTS["tiny"], vocab_size=WORDS)
-MODELS = {  # the model, the form of the task, the rate
-    "lstm": (dataclasses.replace(LSTM, attention="none"), "encoder-decoder", 2e-3),
-    "lstm-attention": (LSTM, "encoder-decoder", 2e-3),
-    "transformer": (TRANSFORMER, "encoder-decoder", 3e-3),
-    "causal": (DECODER, "causal", 3e-3),
-    "prefix": (DECODER, "prefix", 3e-3),
+DECODER = gpt.Config(vocab_size=WORDS, n_positions=128, n_layers=8, d_model=128, n_heads=4, d_ff=256, dropout=0.1)
+TRANSFORMER = dataclasses.replace(transformer.VARIANTS["tiny"], vocab_size=WORDS, dropout=0.1)
+MODELS = {  # the model, the form of the task
+    "lstm": (dataclasses.replace(LSTM, attention="none"), "encoder-decoder"),
+    "lstm-attention": (LSTM, "encoder-decoder"),
+    "transformer": (TRANSFORMER, "encoder-decoder"),
+    "causal": (DECODER, "causal"),
+    "prefix": (DECODER, "prefix"),
 }
 
 
 def experiment(
     architecture: Literal["lstm", "lstm-attention", "transformer", "causal", "prefix"] = "transformer",
 ) -> Experiment:
-    config, form, lr = MODELS[architecture]
+    config, form = MODELS[architecture]
     whole = form == "encoder-decoder"
     return Experiment(
         model=config,
@@ -58,7 +59,7 @@ def experiment(
         ),
         data=Data(train=TFDS("multi30k", "train"), validation=TFDS("multi30k", "validation")),
         tokenizer=ByteBPE(vocab_size=WORDS),
-        optim=Optim(lr=lr, warmup=0.1, b2=0.98, weight_decay=0.01),
+        optim=Optim(lr=2e-3, warmup=0.1, b2=0.98, weight_decay=0.01),
         steps=6000,
         batch_size=32,
         evaluate_every=0.05,

@@ -151,11 +151,11 @@ def load(
         return Run(config.build(heads), params, tokenizer, experiment.task, experiment, step)
 
 
-def export(run: Run, path: str | os.PathLike, *, format: Literal["huggingface"] = "huggingface") -> None:
+def export(run: Run, path: str | os.PathLike, *, format: str = "huggingface") -> None:
     """Writes a new directory that transformers' from_pretrained reads as the same model.
 
     Raises:
-        ValueError: transformers has no such model.
+        ValueError: another format, or a model that transformers has not.
         FileExistsError: there is something in the folder.
     """
     if format != "huggingface":

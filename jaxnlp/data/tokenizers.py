@@ -40,7 +40,7 @@ BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 class Tokenizer:
     """A thin wrapper: ids of texts, texts of ids, and what the special ids are."""
 
-    def __init__(self, backend: tokenizers.Tokenizer):
+    def __init__(self, backend: "tokenizers.Tokenizer | SentencePiece"):
         backend.encode_special_tokens = True  # "<|endoftext|>" in a document is text, not the document's end
         backend.no_truncation()
         backend.no_padding()

@@ -163,7 +163,8 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
     settings = {"architectures": list(family.ARCHITECTURES[:1]), **family.settings(config, task)}
     settings |= {"model_type": next(name for name, f in FAMILIES.items() if f is family), "dtype": "float32"}
     settings |= family.ids(tokenizer)
-    config, params = family.complete(dataclasses.replace(config, scan=False), unstack_layers(params))
+    params = unstack_layers(params) if config.scan else params
+    config, params = family.complete(dataclasses.replace(config, scan=False), params)
     files = family.files(tokenizer, task)
     words, leaves, tensors = _words(config), flatten_dict(params, sep="/"), {}
     for row in family.rows(config):

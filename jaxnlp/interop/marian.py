@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from tokenizers import processors
 
@@ -73,7 +74,7 @@ def config(settings: Mapping[str, Any]) -> transformer.Config:
 
 
 def settings(c: transformer.Config, task: Translation) -> dict[str, Any]:
-    activations = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != "swish"}
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}  # the first of each
     one = {"norm_first": False, "epsilon": EPSILON, "d_head": None}
     if c.d_head == c.d_model // c.n_heads:
         one.pop("d_head")
@@ -190,7 +191,7 @@ def copies(c: transformer.Config) -> dict[str, str]:
 def constants(c: transformer.Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Of the tensors that are there, those that are no parameters of ours, with the values that they must have."""
     names = (f"model.{half}.embed_positions.weight" for half in ("encoder", "decoder"))
-    return {name: np.asarray(sinusoids(np.arange(shapes[name][0]), c.d_model)) for name in names if name in shapes}
+    return {name: np.asarray(sinusoids(jnp.arange(shapes[name][0]), c.d_model)) for name in names if name in shapes}
 
 
 def task(settings: Mapping[str, Any]) -> Translation:

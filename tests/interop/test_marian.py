@@ -17,7 +17,6 @@ import sentencepiece
 
 import jaxnlp
 from jaxnlp.data.tokenizers import ByteBPE, Pair, Tokenizer
-from jaxnlp.interop import huggingface
 from jaxnlp.interop.huggingface import Directory, DirectoryError
 from jaxnlp.models import gpt, transformer
 from jaxnlp.run import Run
@@ -80,9 +79,8 @@ def tokenizer_files():
     for model in models.values():
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         names += [processor.id_to_piece(i) for i in range(processor.vocab_size())]
-    names = [name for name in dict.fromkeys(names) if name != "<s>"][: V - 1]
-    vocabulary = {name: i for i, name in enumerate([*names, "<pad>"])}
-    vocabulary["<pad>"] = V - 1
+    names = [name for name in dict.fromkeys([*names, *(f"other{i}" for i in range(V))]) if name != "<s>"]
+    vocabulary = {name: i for i, name in enumerate([*names[: V - 1], "<pad>"])}
     return models | {"vocab.json": json.dumps(vocabulary).encode()}
 
 
@@ -201,12 +199,8 @@ def test_the_tokenizer_is_sentencepiece_with_marians_ids(directory, tokenizer_fi
             found = processor.encode(text, out_type=str)
             assert side.encode(text) == [vocabulary.get(piece, vocabulary["<unk>"]) for piece in found]
     text = tokenizer.target.decode([*tokenizer.target.encode(OTHERS[4]), tokenizer.eos_id, tokenizer.pad_id])
-    known = [
-        p
-        for p in sentencepiece.SentencePieceProcessor(model_proto=tokenizer_files["target.spm"]).encode(
-            OTHERS[4], out_type=str
-        )
-    ]
+    target = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_files["target.spm"])
+    known = target.encode(OTHERS[4], out_type=str)
     expected = "".join(piece if piece in vocabulary else " \u2047 " for piece in known).replace("\u2581", " ").strip()
     assert text == expected
     assert tokenizer.encode(">>deu<<" + TEXTS[0]) == [vocabulary[">>deu<<"], *tokenizer.encode(TEXTS[0])]
@@ -220,9 +214,15 @@ def test_the_tokenizer_is_sentencepiece_with_marians_ids(directory, tokenizer_fi
 
 def test_it_translates_and_never_writes_padding(directory):
     run = jaxnlp.load(directory)
-    run.params["output_bias"] = run.params["output_bias"].at[V - 1].set(100.0)
-    translations = run.predict(TEXTS[:5])
-    assert all(one["translation"] for one in translations)
+    bias = {at: run.params["output_bias"].at[at].set(100.0) for at in (V - 1, 5)}
+    told, padded, other = (
+        [
+            one["translation"]
+            for one in dataclasses.replace(run, params=run.params | {"output_bias": b}).predict(TEXTS[:5])
+        ]
+        for b in (run.params["output_bias"], bias[V - 1], bias[5])
+    )
+    assert told == padded != other
     rows = [{"source": x, "target": y} for x, y in zip(TEXTS[:4], OTHERS[:4], strict=True)]
     assert np.isfinite(jaxnlp.evaluate(run, source=rows)["loss"])
     with pytest.raises(ValueError, match="the run names no validation part"):
@@ -232,7 +232,7 @@ def test_it_translates_and_never_writes_padding(directory):
 def test_it_is_fine_tuned(directory, tmp_path):
     rows = [{"source": x, "target": y} for x, y in zip(TEXTS, OTHERS, strict=True)]
     experiment = Experiment(
-        task=Translation(source="source", target="target", length=32),
+        task=Translation(source="source", target="target", length=64),
         data=Data(train=rows),
         init=Pretrained(str(directory)),
         steps=2,
