@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxnlp import cli
 from jaxnlp.data.tokenizers import Characters
 from jaxnlp.models import gpt
 from jaxnlp.tasks.language_modeling import LanguageModeling
@@ -110,6 +111,8 @@ def test_the_storys_other_models_take_a_step(architecture, base, tmp_path):
 def test_is_well_formed(path):
     experiment = made(path)
     experiment.validate()
+    options, _, _ = cli.parse_experiment(cli.load_experiment(path), (), name=path.stem, prog="jaxnlp train")
+    assert options == experiment
     assert from_json(to_json(experiment)) == experiment
     docstring = runpy.run_path(str(path))["__doc__"]
     assert f"jaxnlp train {path.stem}" in docstring, "the docstring gives the command"
