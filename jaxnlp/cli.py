@@ -370,7 +370,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def _usage() -> str:
-    functions = (train, plan, evaluate, generate, predict, experiments)
+    functions = (train, plan, evaluate, generate, predict, export, experiments)
     lines = [f"  {function.__name__:12} {_first_line(inspect.getdoc(function))}" for function in functions]
     return "\n".join(["usage: jaxnlp COMMAND …  (jaxnlp COMMAND --help shows its options)\n", *lines])
 

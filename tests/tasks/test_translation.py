@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 import jaxnlp
 from jaxnlp.data import cache
@@ -372,3 +373,9 @@ def test_training_compiles_once_for_each_bucket(tmp_path, monkeypatch):
 def test_an_unknown_language_is_named(tokenizer):
     with pytest.raises(ValueError, match=r"task.target='fr' is no feature of the data; allowed: x, y"):
         dataclasses.replace(TASK, target="fr").encode(EXAMPLES, tokenizer)
+
+
+def test_a_vocabulary_without_an_end_is_refused():
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match=r"found none of the special tokens .*</s> in its vocabulary"):
+        TASK.encode(EXAMPLES, Tokenizer(backend))

@@ -114,7 +114,7 @@ def a_run(config, tokenizer, params=None):
     model = config.build()
     params = params or jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     experiment = Experiment(model=config, task=None, data=Data(train=[]), steps=1, batch_size=1)
-    return Run(model, params, tokenizer, experiment, 0)
+    return Run(model, params, tokenizer, experiment.task, experiment)
 
 
 def test_a_run_shows_the_words_that_it_reads_and_those_that_it_writes(letters):
