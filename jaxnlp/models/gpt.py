@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int
 
-from jaxnlp.models.heads import Classification, Heads, Unembedding
+from jaxnlp.models.heads import Body, Head, Heads, Unembedding
 from jaxnlp.nn.blocks import Block, LayerNorm, Stack
 from jaxnlp.nn.cache import empty, reading
 from jaxnlp.nn.embeddings import Embeddings
@@ -80,7 +80,7 @@ class Config:
     def n_attentions(self) -> int:
         return self.n_layers
 
-    def build(self, heads: tuple[Classification, ...] = ()) -> "GPT":
+    def build(self, heads: tuple[Head, ...] = ()) -> "GPT":
         return GPT(self, heads)
 
 
@@ -125,7 +125,7 @@ class GPT(nn.Module):
     """
 
     config: Config
-    heads: tuple[Classification, ...] = ()  # none: the language model
+    heads: tuple[Head, ...] = ()  # none: the language model
 
     @nn.compact
     def __call__(
@@ -174,7 +174,7 @@ class GPT(nn.Module):
         if cache is not None:
             outputs["cache"] = {**cache, "layers": layers}
         if self.heads:
-            return outputs | Heads(self.heads, name="heads")(hidden, attention_mask)
+            return outputs | Heads(self.heads, name="heads")(Body(hidden, attention_mask))
         unembedding = Unembedding(hidden, embed.tokens, None, c.vocab_size)
         return outputs | ({"logits": unembedding.logits()} if logits else {"unembedding": unembedding})
 

@@ -1,16 +1,19 @@
 """What is put on top of any body: each head turns the last hidden state into its outputs, under its field's own names.
 
-A head is plain values; its parameters live under heads/<name>/. Letters: B batch, T length, D width, V vocabulary.
+A head is plain values; its parameters live under heads/<name>/.
+
+Letters: B batch, C choices, T length, M masked positions, D width, V vocabulary.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxnlp.nn.blocks import multiply
+from jaxnlp.nn.blocks import ACTIVATIONS, LayerNorm, multiply
 
 
 class Unembedding(NamedTuple):
@@ -32,27 +35,137 @@ class Unembedding(NamedTuple):
         return logits[..., : self.vocab_size]
 
 
+class Body(NamedTuple):
+    """What a head may read of the body that it sits on."""
+
+    hidden: Float[Array, "B T D"]
+    attention_mask: Int[Array, "B T"] | None = None
+    pooled: Float[Array, "B D"] | None = None  # BERT's state of the whole text
+    tokens: Float[Array, "V D"] | None = None  # the table that a masked language model is tied to
+    config: Any = None  # the body's sizes
+    init: Callable[..., Array] = nn.initializers.normal(0.02)
+    drop: Callable[[Array], Array] = lambda x: x  # dropout before a product
+    masked_positions: Int[Array, "B M"] | None = None
+    choices: tuple[int, ...] = ()  # (C,) where each C rows are choices of one example
+
+
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """logits = h W over the classes, h the hidden state of one token or their mean (Radford et al., 2018, eq. 4).
+    """logits = h W + b over the classes, h the hidden state of one token, their mean, or BERT's pooled state.
 
-    Without a bias, as GPT2ForSequenceClassification. Parameters: heads/classification/kernel [D, n_labels].
+    Without a bias but on the pooled state, as Hugging Face's GPT2- and BertForSequenceClassification (Radford et al.,
+    2018, eq. 4; Devlin et al., 2019, section 4.1). One class makes a regression. Under heads/classification/.
     """
 
     n_labels: int
-    pooling: Literal["first", "last", "mean"] = "last"  # real tokens only; GPT has read everything at the last one
+    # Of real tokens only; GPT has read everything at the last one. None: the pooled state, or where there is none, last
+    pooling: Literal["first", "last", "mean"] | None = None
 
-    def __call__(
-        self, hidden: Float[Array, "B T D"], attention_mask: Int[Array, "B T"] | None
-    ) -> dict[str, Float[Array, "B n_labels"]]:
-        classify = nn.Dense(
-            self.n_labels,
-            use_bias=False,
-            kernel_init=nn.initializers.normal(0.02),
-            dtype=jnp.float32,
-            name="classification",
-        )
-        return {"logits": classify(pool(hidden, attention_mask, self.pooling))}
+    name: ClassVar[str] = "classification"
+    output: ClassVar[str] = "logits"
+
+    def __call__(self, body: Body) -> dict[str, Float[Array, "B n_labels"]]:
+        pooled = self.pooling is None and body.pooled is not None
+        state = body.pooled if pooled else pool(body.hidden, body.attention_mask, self.pooling or "last")
+        return {self.output: _dense(self, body, self.n_labels, use_bias=pooled)(body.drop(state))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One logit a choice, [B, C], from the pooled state of the question with each (Radford et al., 2018, figure 1)."""
+
+    pooling: Literal["first", "last", "mean"] | None = None
+
+    name: ClassVar[str] = "choice"
+    output: ClassVar[str] = "logits"
+
+    def __call__(self, body: Body) -> dict[str, Float[Array, "B C"]]:
+        if not body.choices:
+            raise ValueError("input_ids is [B, T]; allowed with choices: [B, C, T]")
+        pooled = self.pooling is None and body.pooled is not None
+        state = body.pooled if pooled else pool(body.hidden, body.attention_mask, self.pooling or "last")
+        logits = _dense(self, body, 1, use_bias=pooled)(body.drop(state))
+        return {self.output: logits.reshape(-1, *body.choices)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagging:
+    """logits [B, T, n_labels] = x_t W + b of each token (Devlin et al., 2019, section 5.3)."""
+
+    n_labels: int
+
+    name: ClassVar[str] = "tagging"
+    output: ClassVar[str] = "logits"
+
+    def __call__(self, body: Body) -> dict[str, Float[Array, "B T n_labels"]]:
+        return {self.output: _dense(self, body, self.n_labels)(body.drop(body.hidden))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """start_logits and end_logits [B, T] = x_t W + b (Devlin et al., 2019, section 4.2); no dropout, as there."""
+
+    name: ClassVar[str] = "span"
+    output: ClassVar[str] = "span"
+
+    def __call__(self, body: Body) -> dict[str, Float[Array, "B T"]]:
+        start, end = jnp.moveaxis(_dense(self, body, 2)(body.hidden), -1, 0)
+        return {"start_logits": start, "end_logits": end}
+
+
+@dataclasses.dataclass(frozen=True)
+class NextSentence:
+    """logits [B, 2] of the pooled state: 0, the second text goes on from the first, or 1 (Devlin et al., 2019, 3.1)."""
+
+    name: ClassVar[str] = "next_sentence"
+    output: ClassVar[str] = "seq_relationship_logits"
+
+    def __call__(self, body: Body) -> dict[str, Float[Array, "B 2"]]:
+        if body.pooled is None:
+            raise ValueError("model.pooler=None; allowed for the next sentence: tanh")
+        return {self.output: _dense(self, body, 2)(body.pooled)}
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM:
+    """logits = Norm(act(x_t W + b)) tokens' + c of the words (Devlin et al., 2019, 3.1), everywhere or where asked for.
+
+    With masked_positions [B, M] the product with the vocabulary is of M tokens a row instead of T.
+    """
+
+    name: ClassVar[str] = "masked_lm"
+    output: ClassVar[str] = "prediction_logits"
+
+    def __call__(self, body: Body) -> dict[str, Unembedding]:
+        c, hidden = body.config, body.hidden
+        if body.masked_positions is not None:
+            hidden = jnp.take_along_axis(hidden, body.masked_positions[..., None], axis=1)
+        return {
+            self.output: _Words(c.activation, c.epsilon, c.vocab_size, body.init, name=self.name)(hidden, body.tokens)
+        }
+
+
+class _Words(nn.Module):
+    """The parameters of `MaskedLM`."""
+
+    activation: str
+    epsilon: float
+    vocab_size: int
+    kernel_init: Callable[..., Array]
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "B M D"], tokens: Float[Array, "V D"]) -> Unembedding:
+        dense = nn.Dense(hidden.shape[-1], kernel_init=self.kernel_init, dtype=hidden.dtype, name="transform")
+        hidden = LayerNorm(self.epsilon, hidden.dtype, name="norm")(ACTIVATIONS[self.activation](dense(hidden)))
+        bias = self.param("output_bias", nn.initializers.zeros, (len(tokens),))
+        return Unembedding(hidden, tokens, bias, self.vocab_size)
+
+
+Head = Classification | Choice | Tagging | Span | NextSentence | MaskedLM
+
+
+def _dense(head: Head, body: Body, n_outputs: int, *, use_bias: bool = True) -> nn.Dense:
+    return nn.Dense(n_outputs, use_bias=use_bias, kernel_init=body.init, dtype=jnp.float32, name=head.name)
 
 
 def pool(hidden: Float[Array, "B T D"], attention_mask: Int[Array, "B T"] | None, pooling: str) -> Float[Array, "B D"]:
@@ -68,13 +181,22 @@ def pool(hidden: Float[Array, "B T D"], attention_mask: Int[Array, "B T"] | None
 
 
 class Heads(nn.Module):
-    """The scope heads/ in which each head makes its parameters."""
+    """The scope heads/ in which each head makes its parameters. The output of one head alone is called logits.
 
-    heads: tuple[Classification, ...]
+    With `logits=False` that of a masked language model is an `unembedding`.
+    """
+
+    heads: tuple[Head, ...]
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "B T D"], attention_mask: Int[Array, "B T"] | None) -> dict[str, Array]:
+    def __call__(self, body: Body, logits: bool = True) -> dict[str, Any]:
         outputs = {}
         for head in self.heads:
-            outputs |= head(hidden, attention_mask)
+            found = head(body)
+            if isinstance(head, MaskedLM):
+                whole = found[head.output]
+                found = {head.output: whole.logits()} if logits else {"unembedding": whole}
+            if len(self.heads) == 1 and head.output in found:
+                found = {"logits": found[head.output]}
+            outputs |= found
         return outputs

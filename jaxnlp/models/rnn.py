@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int
 
-from jaxnlp.models.heads import Classification, Heads, Unembedding
+from jaxnlp.models.heads import Body, Head, Heads, Unembedding
 from jaxnlp.nn.cells import CELLS
 from jaxnlp.nn.embeddings import TokenTable
 from jaxnlp.nn.recurrent import Recurrent
@@ -68,7 +68,7 @@ class Config:
         inputs = self.embed_width + (self.n_layers - 1) * D
         return 6.0 * (n_gates * D * (inputs + self.n_layers * D) + (D * self.vocab_size if vocabulary else 0))
 
-    def build(self, heads: tuple[Classification, ...] = ()) -> "RNN":
+    def build(self, heads: tuple[Head, ...] = ()) -> "RNN":
         return RNN(self, heads)
 
 
@@ -89,7 +89,7 @@ class RNN(nn.Module):
     """
 
     config: Config
-    heads: tuple[Classification, ...] = ()  # none: the language model
+    heads: tuple[Head, ...] = ()  # none: the language model
 
     @nn.compact
     def __call__(
@@ -113,7 +113,7 @@ class RNN(nn.Module):
         if cache is not None:
             outputs["cache"] = carry
         if self.heads:
-            return outputs | Heads(self.heads, name="heads")(drop(hidden), attention_mask)
+            return outputs | Heads(self.heads, name="heads")(Body(drop(hidden), attention_mask))
         output = embed if c.tied else TokenTable(c.vocab_size, c.d_model, name="output")
         bias = self.param("output_bias", nn.initializers.zeros, output.tokens.shape[:1])
         unembedding = Unembedding(drop(hidden), output.tokens, bias, c.vocab_size)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxnlp.models.heads import Classification, Heads, Unembedding
+from jaxnlp.models.heads import Body, Head, Heads, Unembedding
 from jaxnlp.nn.attention import Mask
 from jaxnlp.nn.blocks import Block, LayerNorm, Memory, Stack
 from jaxnlp.nn.cache import Cache, empty, reading
@@ -108,7 +108,7 @@ class Config:
         """Halves of the model, of which a token goes through one."""
         return bool(self.n_encoder_layers) + bool(self.n_decoder_layers)
 
-    def build(self, heads: tuple[Classification, ...] = ()) -> nn.Module:
+    def build(self, heads: tuple[Head, ...] = ()) -> nn.Module:
         if self.n_encoder_layers and self.n_decoder_layers:
             if heads:
                 raise ValueError(f"the heads {heads} on an encoder with a decoder; allowed: none, it has its output")
@@ -222,7 +222,7 @@ class Encoder(nn.Module):
     """
 
     config: Config
-    heads: tuple[Classification, ...] = ()
+    heads: tuple[Head, ...] = ()
 
     @nn.compact
     def __call__(
@@ -237,14 +237,14 @@ class Encoder(nn.Module):
         tokens = TokenTable(c.vocab_size, c.d_model, name="embed")(ids)
         states = back(_states(_Half(c, c.n_encoder_layers, name="encoder"), tokens, lengths, deterministic))
         outputs = {"last_hidden_state": states}
-        return outputs | Heads(self.heads, name="heads")(states, attention_mask) if self.heads else outputs
+        return outputs | Heads(self.heads, name="heads")(Body(states, attention_mask)) if self.heads else outputs
 
 
 class Decoder(nn.Module):
     """The decoder alone: a language model; outputs and arguments are those of `gpt.GPT`."""
 
     config: Config
-    heads: tuple[Classification, ...] = ()  # none: the language model
+    heads: tuple[Head, ...] = ()  # none: the language model
 
     @nn.compact
     def __call__(
@@ -266,7 +266,9 @@ class Decoder(nn.Module):
         hidden, cache = half(embed(input_ids), places, mask, deterministic, cache)
         outputs = {} if cache is None else {"cache": cache}
         if self.heads:
-            return {"last_hidden_state": hidden} | outputs | Heads(self.heads, name="heads")(hidden, attention_mask)
+            return (
+                {"last_hidden_state": hidden} | outputs | Heads(self.heads, name="heads")(Body(hidden, attention_mask))
+            )
         bias = _bias(self) if c.output_bias else None
         return outputs | _output(hidden, embed.tokens, bias, c.vocab_size, logits)
 

@@ -34,6 +34,7 @@ ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),  # erf: BERT
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # GPT-2
     "relu": nn.relu,  # the original Transformer
+    "tanh": jnp.tanh,  # BERT's pooler
     "silu": nn.silu,  # Marian
 }
 

@@ -1,17 +1,21 @@
 """Token and position tables.
 
-    x_t = tokens[id_t] + positions[p_t]                       GPT: Radford et al., 2018, eq. 2
-    x_t = sqrt(D) tokens[id_t] + sinusoids(p_t)               the Transformer: Vaswani et al., 2017, 3.4 and 3.5
+    x_t = tokens[id_t] + positions[p_t]                              GPT: Radford et al., 2018, eq. 2
+    x_t = Norm(tokens[id_t] + segments[s_t] + positions[p_t])        BERT: Devlin et al., 2019, figure 2
+    x_t = sqrt(D) tokens[id_t] + sinusoids(p_t)                      the Transformer: Vaswani et al., 2017, 3.4 and 3.5
 
 Letters: B batch, T length, D width, V vocabulary rounded up to a multiple of 128.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
+
+from jaxnlp.nn.blocks import LayerNorm
 
 LANES = 128  # of a TPU's vector unit: a table of a multiple of this many rows shards and multiplies without a remainder
 
@@ -37,7 +41,10 @@ class TokenTable(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Sum of the token's and the position's row, then dropout. `tokens` has padded(vocab_size) rows."""
+    """Sum of the rows of token, position and, in BERT, segment; there normed; then dropout.
+
+    `tokens` has padded(vocab_size) rows.
+    """
 
     vocab_size: int
     n_positions: int
@@ -45,16 +52,31 @@ class Embeddings(nn.Module):
     dropout: float
     dtype: Any = jnp.float32
     deterministic: bool = True
+    n_segments: int = 0  # 0: no table of segments
+    epsilon: float | None = None  # of the norm; None: no norm
+    init: Callable[..., Array] = nn.initializers.normal(0.02)
 
     def setup(self):
-        normal = nn.initializers.normal(0.02)
-        self.tokens = self.param("tokens", normal, (padded(self.vocab_size), self.d_model))
-        self.positions = self.param("positions", normal, (self.n_positions, self.d_model))
+        self.tokens = self.param("tokens", self.init, (padded(self.vocab_size), self.d_model))
+        self.positions = self.param("positions", self.init, (self.n_positions, self.d_model))
+        if self.n_segments:
+            self.segments = self.param("segments", self.init, (self.n_segments, self.d_model))
+        if self.epsilon is not None:
+            self.norm = LayerNorm(self.epsilon)
         self.drop = nn.Dropout(self.dropout, deterministic=self.deterministic)
 
-    def __call__(self, input_ids: Int[Array, "B T"], position_ids: Int[Array, "#B T"]) -> Float[Array, "B T D"]:
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"],
+        position_ids: Int[Array, "#B T"],
+        token_type_ids: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T D"]:
         # The rows of a batch sit at the same positions as a rule: then one row is looked up and broadcast.
         x = jnp.take(self.tokens, input_ids, axis=0) + jnp.take(self.positions, position_ids, axis=0)
+        if self.n_segments:
+            kinds = jnp.zeros((1, 1), jnp.int32) if token_type_ids is None else token_type_ids
+            x += jnp.take(self.segments, kinds, axis=0)
+        x = x if self.epsilon is None else self.norm(x)
         return self.drop(x.astype(self.dtype))
 
 

@@ -65,7 +65,9 @@ RULES: Mapping[str, tuple[str | None, ...]] = {
     # A recurrence is not cut: every step would wait for every device.
     r"(input|recurrent)/kernel": (None, None, "width"),
     r"(readout|project|attention/query|bridge_\d+_\d+)/kernel": (None, "width"),
-    r"heads/\w+/kernel": ("width", None),
+    r"(heads/\w+(/transform)?|pooler)/kernel": ("width", None),
+    r"(heads/\w+(/transform)?|pooler)/bias": (None,),
+    r"embed/segments": (None, "width"),
     r"input/bias": (None, None),
     r"norm(_\w+)?/(scale|bias)|(out|recurrent|readout|project|bridge_\d+_\d+)/bias|attention/v": (None,),
 }

@@ -12,8 +12,8 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from jaxnlp.models import gpt, rnn, seq2seq, transformer
-from jaxnlp.models.heads import Classification
+from jaxnlp.models import bert, gpt, rnn, seq2seq, transformer
+from jaxnlp.models.heads import Classification, MaskedLM, NextSentence
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.translation import Translation
 from jaxnlp.training import parallel
@@ -183,6 +183,7 @@ def test_under_pmap_and_accumulation_no_two_rows_share_a_mask(batches):
 BUILT = {
     "gpt": gpt.VARIANTS["gpt2"].build((Classification(3),)),
     "scanned": dataclasses.replace(gpt.VARIANTS["gpt2"], scan=True).build((Classification(3),)),
+    "bert": bert.VARIANTS["tiny"].build((MaskedLM(), NextSentence())),
     "rnn": rnn.Config().build(),
     **{name: seq2seq.VARIANTS[name].build() for name in ("rnnsearch", "luong")},
     "transformer": dataclasses.replace(transformer.VARIANTS["base"], target_vocab_size=999, output_bias=True).build(),
