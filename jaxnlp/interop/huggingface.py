@@ -23,14 +23,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
+from tokenizers import processors
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import is_remote
-from jaxnlp.interop import marian
-from jaxnlp.interop.tables import Row
+from jaxnlp.interop import gpt2, marian
+from jaxnlp.interop.tables import Row, as_json
 from jaxnlp.nn.blocks import unstack_layers
 
-FAMILIES = {"marian": marian}  # by the model_type of config.json
+FAMILIES = {"gpt2": gpt2, "marian": marian}  # by the model_type of config.json
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = """\
 {found} may run any program when it is read, and is not; allowed: *.safetensors. To write those once, where PyTorch and
@@ -121,7 +122,7 @@ class Directory:
                     problems.append(f"{name}: differs from {where[copies[name]]}; allowed: the same values")
             elif name in constants:
                 if not np.allclose(tensors.read(name), constants[name], atol=1e-3):
-                    problems.append(f"{name}: not the sinusoids; allowed: these, or nothing")
+                    problems.append(f"{name}: not the constant that it is; allowed: that, or nothing")
             else:
                 problems.append(f"{name}: not known")
         if problems:
@@ -165,7 +166,7 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
     settings |= family.ids(tokenizer)
     params = unstack_layers(params) if config.scan else params
     config, params = family.complete(dataclasses.replace(config, scan=False), params)
-    files = family.files(tokenizer, task)
+    files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, family.ENDS)
     words, leaves, tensors = _words(config), flatten_dict(params, sep="/"), {}
     for row in family.rows(config):
         tensors |= row.to_theirs(np.asarray(leaves[row.ours], np.float32), words(row))
@@ -174,10 +175,21 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
         folder = pathlib.Path(beside) / "whole"
         folder.mkdir()
         safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        files["config.json"] = json.dumps(settings, indent=2).encode() + b"\n"
+        files["config.json"] = as_json(settings)
         for name, content in files.items():
             (folder / name).write_bytes(content)
         folder.replace(path)
+
+
+def _tokenizer_files(tokenizer: Tokenizer, ends: bool) -> dict[str, bytes]:
+    """tokenizer.json, which with `ends` puts the end after each text, and what transformers wants to know of it."""
+    end, start, pad = (tokenizer.token(id) for id in (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id))
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "bos_token": start, "pad_token": pad}
+    whole = json.loads(tokenizer.to_json())
+    if ends:
+        processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.eos_id)])
+        whole["post_processor"] = json.loads(processor.__getstate__())
+    return {"tokenizer.json": as_json(whole), "tokenizer_config.json": as_json(own)}
 
 
 class _Tensors:
@@ -237,4 +249,5 @@ def _shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _words(config: Any) -> Callable[[Row], int]:
     """The words of a row's vocabulary, without those that fill it up."""
-    return lambda row: config.vocab_size if row.ours.startswith("source/") else config.output_vocab_size
+    output = getattr(config, "output_vocab_size", config.vocab_size)
+    return lambda row: config.vocab_size if row.ours.startswith("source/") else output

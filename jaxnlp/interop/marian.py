@@ -6,16 +6,14 @@ decoder begins with <pad>, which is never written.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import processors
 
 from jaxnlp.data.tokenizers import SentencePiece, Tokenizer
-from jaxnlp.interop.tables import Row
+from jaxnlp.interop.tables import NORM, Row, as_json, fields
 from jaxnlp.models import transformer
 from jaxnlp.nn.embeddings import padded, sinusoids
 from jaxnlp.tasks.translation import Translation
@@ -45,27 +43,17 @@ FIXED = {  # settings that our Transformer has in one form, with what transforme
 }
 ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu"}
 EPSILON = 1e-5
-NORM = {"scale": "weight", "bias": "bias"}
+ENDS = True  # the tokenizer puts the end after a text
 POSITIONS = 512  # that a model is said to have; the sinusoids run out of none
 
 
 def config(settings: Mapping[str, Any]) -> transformer.Config:
-    for name, (allowed, default) in FIXED.items():
-        if (found := settings.get(name, default)) != allowed:
-            raise ValueError(f"{name}={found}; allowed: {allowed}")
-    fields = {}
-    for theirs, ours in SAME.items():
-        if theirs not in settings:
-            raise ValueError(f"{theirs} is absent")
-        if fields.setdefault(ours, settings[theirs]) != settings[theirs]:
-            other = next(name for name, field in SAME.items() if field == ours)
-            raise ValueError(f"{theirs}={settings[theirs]}; allowed: {fields[ours]}, as {other}")
     activation = settings.get("activation_function", "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation_function={activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     shared = settings.get("share_encoder_decoder_embeddings", True)
     return transformer.Config(
-        **fields,
+        **fields(settings, SAME, FIXED),
         target_vocab_size=None if shared else settings.get("decoder_vocab_size") or settings["vocab_size"],
         activation=ACTIVATIONS[activation],
         output_bias=True,
@@ -92,6 +80,8 @@ def settings(c: transformer.Config, task: Translation) -> dict[str, Any]:
         "max_position_embeddings": max(task.length, POSITIONS),
         "is_encoder_decoder": True,
         "num_beams": task.n_beams,
+        "source_lang": task.source,
+        "target_lang": task.target,
     }
 
 
@@ -155,29 +145,19 @@ def ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {"eos_token_id": end, "forced_eos_token_id": end, "pad_token_id": pad, "decoder_start_token_id": start}
 
 
-def files(tokenizer: Tokenizer, task: Translation) -> dict[str, bytes]:
-    """The tokenizer's files: Marian's, or tokenizer.json with the end of a text in its own right."""
-    own = {"source_lang": task.source, "target_lang": task.target}
+def files(tokenizer: Tokenizer, task: Translation) -> dict[str, bytes] | None:
+    """The files of a pair of SentencePiece models; None of another tokenizer, which both languages have to share."""
     pair = tokenizer.backend, tokenizer.target.backend
     if all(isinstance(one, SentencePiece) for one in pair):
         apart = pair[0].vocabulary != pair[1].vocabulary
-        own |= {"tokenizer_class": "MarianTokenizer", "separate_vocabs": apart}
-        found = {"source.spm": pair[0].model, "target.spm": pair[1].model, "vocab.json": _json(pair[0].vocabulary)}
-        found |= {"target_vocab.json": _json(pair[1].vocabulary)} if apart else {}
-    elif pair[0] is pair[1]:
-        end, pad = (tokenizer.token(id) for id in (tokenizer.eos_id, tokenizer.pad_id))
-        own |= {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": pad}
-        whole = json.loads(tokenizer.to_json())
-        processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.eos_id)])
-        whole["post_processor"] = json.loads(processor.__getstate__())
-        found = {"tokenizer.json": _json(whole)}
-    else:
+        own = {"tokenizer_class": "MarianTokenizer", "separate_vocabs": apart}
+        own |= {"source_lang": task.source, "target_lang": task.target}
+        found = {"source.spm": pair[0].model, "target.spm": pair[1].model, "vocab.json": as_json(pair[0].vocabulary)}
+        found |= {"target_vocab.json": as_json(pair[1].vocabulary)} if apart else {}
+        return found | {"tokenizer_config.json": as_json(own)}
+    if pair[0] is not pair[1]:
         raise ValueError("two tokenizers that are no SentencePiece models; Marian allows: such ones, or one for both")
-    return found | {"tokenizer_config.json": _json(own)}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    return None
 
 
 def copies(c: transformer.Config) -> dict[str, str]:

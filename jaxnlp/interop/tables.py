@@ -8,6 +8,7 @@ their sizes are those of our leaf, except `v`: a vocabulary, which here is fille
 """
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,33 @@ from typing import Any, NamedTuple
 
 import einops
 import numpy as np
+
+NORM = {"scale": "weight", "bias": "bias"}  # of a layer norm, with transformers' names
+
+
+def fields(
+    settings: Mapping[str, Any], same: Mapping[str, str], fixed: Mapping[str, tuple[Any, Any]]
+) -> dict[str, Any]:
+    """The fields of our configuration that the settings of another say.
+
+    `same` names settings and the fields that say the same, `fixed` settings that are of one form here: (that form, what
+    is meant where they are absent). ValueError for a setting that is absent, of another form, or at odds with another.
+    """
+    for name, (allowed, default) in fixed.items():
+        if (found := settings.get(name, default)) != allowed:
+            raise ValueError(f"{name}={found}; allowed: {allowed}")
+    made = {}
+    for theirs, ours in same.items():
+        if theirs not in settings:
+            raise ValueError(f"{theirs} is absent")
+        if made.setdefault(ours, settings[theirs]) != settings[theirs]:
+            other = next(name for name, field in same.items() if field == ours)
+            raise ValueError(f"{theirs}={settings[theirs]}; allowed: {made[ours]}, as {other}")
+    return made
+
+
+def as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 class Row(NamedTuple):

@@ -18,7 +18,7 @@ import sentencepiece
 import jaxnlp
 from jaxnlp.data.tokenizers import ByteBPE, Pair, Tokenizer
 from jaxnlp.interop.huggingface import Directory, DirectoryError
-from jaxnlp.models import gpt, transformer
+from jaxnlp.models import rnn, transformer
 from jaxnlp.run import Run
 from jaxnlp.tasks.translation import Translation
 from jaxnlp.training import loop
@@ -257,7 +257,7 @@ def changed(directory, **settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "t5"}, r"config.json: model_type='t5'; allowed: marian"),
+        ({"model_type": "t5"}, r"config.json: model_type='t5'; allowed: gpt2, marian"),
         ({"architectures": ["MarianForCausalLM"]}, r"architectures=\['MarianForCausalLM'\]; allowed: MarianMTModel"),
         ({"scale_embedding": False}, r"config.json: scale_embedding=False; allowed: True"),
         ({"normalize_before": True}, r"normalize_before=True; allowed: False"),
@@ -293,7 +293,7 @@ def test_tensors_that_are_missing_of_another_shape_or_not_known_are_listed(direc
             [
                 "  lm_head.weight: differs from model.shared.weight; allowed: the same values",
                 "  model.decoder.layers.7.fc1.bias: not known",
-                "  model.encoder.embed_positions.weight: not the sinusoids; allowed: these, or nothing",
+                "  model.encoder.embed_positions.weight: not the constant that it is; allowed: that, or nothing",
             ]
         ),
     ]
@@ -345,7 +345,10 @@ SMALL = transformer.Config(vocab_size=300, n_encoder_layers=1, n_decoder_layers=
         (dataclasses.replace(SMALL, epsilon=1e-6), "model.epsilon=1e-06; Marian allows: 1e-05"),
         (dataclasses.replace(SMALL, d_head=4), "model.d_head=4; Marian allows: None"),
         (dataclasses.replace(SMALL, n_decoder_layers=0), "a half of a Transformer; Marian has both"),
-        (gpt.Config(vocab_size=300, n_layers=1, d_model=16, n_heads=2), "the model jaxnlp.models.gpt; allowed"),
+        (
+            rnn.Config(vocab_size=300),
+            "the model jaxnlp.models.rnn; allowed with format='huggingface': gpt, transformer",
+        ),
     ],
 )
 def test_what_marian_has_not_is_refused_and_nothing_is_written(config, message, tmp_path):
