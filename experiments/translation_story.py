@@ -4,9 +4,10 @@
     jaxnlp evaluate runs/translation_story --split test_2016 --data-dir DIR
 
 29,000 pairs, one byte-level vocabulary of 8,000 words, batches of up to 2,048 source and 2,048 target tokens, beam 5,
-label smoothing 0.1. The Transformer is the tiny one of Wu et al., 2021; of the decoders alone each has its eight
-layers. In 22 epochs these learn more with a dropout of 0.1 than with the 0.3 of the 145 epochs there; the LSTMs keep
-0.3. All five in one table: `experiments/studies/translation_story.py`.
+label smoothing 0.1. The Transformer is the tiny one of Wu et al., 2021, who gave it 8,000 steps of 8,192 tokens, five
+times as many; of the decoders alone each has its eight layers. Dropout is 0.1, of the LSTMs 0.3: with 0.3 and a rate of
+3e-3 the Transformer's validation loss was 3.76 after 1,200 steps, with 0.1 it was 2.99. All five in one table:
+`experiments/studies/translation_story.py`.
 """
 
 import dataclasses
