@@ -429,8 +429,16 @@ def pad(rows: Sequence[Sequence[int] | np.ndarray], *, pad_id: int, max_length: 
     >>> pad([[5, 6], [7]], pad_id=0, max_length=16)["input_ids"][:, :3]
     array([[5, 6, 0], [7, 0, 0]])
     """
-    shape = [len(rows), width(max(map(len, rows)), max_length)]
-    ids, mask = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = row, 1
-    return {"input_ids": ids, "attention_mask": mask}
+    return collate([{"input_ids": np.asarray(row, np.int32)} for row in rows], pad_id, max_length)
+
+
+def collate(records: Sequence[Batch], pad_id: int, max_length: int) -> Batch:
+    """Records whose fields run along the tokens, up to max_length, as a batch of [B, T], with attention_mask."""
+    shape = [len(records), width(max(len(record["input_ids"]) for record in records), max_length)]
+    batch = {name: np.zeros(shape, np.int32) for name in (*records[0], "attention_mask")}
+    batch["input_ids"][:] = pad_id
+    for i, record in enumerate(records):
+        for name, value in record.items():
+            batch[name][i, : len(value)] = value
+        batch["attention_mask"][i, : len(record["input_ids"])] = 1
+    return batch

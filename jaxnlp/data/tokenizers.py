@@ -98,6 +98,11 @@ class Tokenizer:
         """None where every text has ids."""
         return next((i for i in map(self.backend.token_to_id, ("<unk>", "[UNK]")) if i is not None), None)
 
+    @property
+    def mask_id(self) -> int | None:
+        """What a masked language model fills in; None where there is no such token."""
+        return next((i for i in map(self.backend.token_to_id, ("[MASK]", "<mask>")) if i is not None), None)
+
     def _first(self, *names: str) -> int:
         ids = [i for i in map(self.backend.token_to_id, names) if i is not None]
         if not ids:

@@ -117,7 +117,7 @@ class BERT(nn.Module):
         pooler_output       [B, D], where the configuration has a pooler
     and what the heads add. With choices, input_ids, attention_mask and token_type_ids are [B, C, T], and the states
     have B C rows. `attention_mask` is 1 on real tokens and 0 on padding (left or right); `segment_ids` [B, T] keeps
-    packed texts apart (0 is padding). `masked_positions` [B, M] says where a masked language model's words are asked
+    packed texts apart (0 is padding). Without a table of segments token_type_ids are not read. `masked_positions` [B, M] says where a masked language model's words are asked
     for; None: everywhere. With `logits=False` such a head gives what a blocked loss needs (see heads.py).
     """
 
@@ -145,8 +145,6 @@ class BERT(nn.Module):
         )
         if c.n_positions < T:
             raise ValueError(f"input_ids has length {T}; allowed: at most model.n_positions={c.n_positions}")
-        if token_type_ids is not None and not c.n_segments:
-            raise ValueError("token_type_ids came; allowed with model.n_segments=0: none")
         if segment_ids is None:
             segment_ids = attention_mask
         elif attention_mask is not None:

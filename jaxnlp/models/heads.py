@@ -72,16 +72,17 @@ class Classification:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One logit a choice, [B, C], from the pooled state of the question with each (Radford et al., 2018, figure 1)."""
+    """One logit a choice, [B, C], from the pooled state of the question with each (Radford et al., 2018, figure 1).
+
+    Without the axis of choices, one a row, [B].
+    """
 
     pooling: Literal["first", "last", "mean"] | None = None
 
     name: ClassVar[str] = "choice"
     output: ClassVar[str] = "logits"
 
-    def __call__(self, body: Body) -> dict[str, Float[Array, "B C"]]:
-        if not body.choices:
-            raise ValueError("input_ids is [B, T]; allowed with choices: [B, C, T]")
+    def __call__(self, body: Body) -> dict[str, Float[Array, "B *C"]]:
         pooled = self.pooling is None and body.pooled is not None
         state = body.pooled if pooled else pool(body.hidden, body.attention_mask, self.pooling or "last")
         logits = _dense(self, body, 1, use_bias=pooled)(body.drop(state))

@@ -1,6 +1,10 @@
-"""Classification of a text (Radford et al., 2018, section 3.2): the class from the body's state at the end token.
+"""Classification of a text or a pair of texts, from the body's state of the whole.
 
-loss = - sum_b w_b log p(y_b | x_b) / sum_b w_b           accuracy = sum_b w_b [argmax_y p(y | x_b) = y_b] / sum_b w_b
+GPT's is that at the end token (Radford et al., 2018, section 3.2), BERT's the pooled one (Devlin et al., 2019, 4.1).
+
+    loss = - sum_b w_b log p(y_b | x_b) / sum_b w_b           accuracy = sum_b w_b [argmax_y p(y | x_b) = y_b] / sum_b w_b
+
+Of a whole set also F1 and Matthews' correlation (see metrics.py).
 """
 
 import dataclasses
@@ -12,25 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
 
-from jaxnlp.data import batches
-from jaxnlp.data.cache import Cache
+from jaxnlp import metrics
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.task import Apply, Batch, Record, Sums, require
+from jaxnlp.tasks.inputs import Texts, by_length, outputs, read
+from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Sums, Table, require
 
 
-@dataclasses.dataclass(frozen=True)
-class Classification:
-    """Texts, cut to `length` tokens with the end token, into one of `labels`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classification(Texts):
+    """Into one of `labels`."""
 
     labels: tuple[str, ...]  # names of the classes, in the order of the head's outputs
-    text: str = "text"  # the feature that holds the text
-    label: str = "label"  # the feature that holds the class: its index among `labels`, or its name; -1: unlabelled
-    length: int = 256  # tokens a row at most: a longer text keeps its beginning
-    buckets: tuple[int, ...] | None = None  # padded lengths, so that short texts cost less
+    # The class in an example: its index among `labels`, or its name; -1: unlabelled
 
     @property
     def heads(self) -> tuple[heads.Classification]:
@@ -38,55 +38,29 @@ class Classification:
 
     @property
     def key(self) -> dict[str, Any]:
-        return {
-            "task": "classification",
-            "text": self.text,
-            "label": self.label,
-            "labels": self.labels,
-            "length": self.length,
-        }
-
-    def texts(self, example: Mapping[str, Any]) -> Sequence[str]:
-        return (require(example, self.text, "text"),)
+        return super().key | {"labels": self.labels}
 
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
         """{"text": "ab", "label": 1} -> {"input_ids": [5, 6, 0], "label": 1} where 0 is the end token."""
-        labels = [self._index(example) for example in examples]
-        ids = self.features([self.texts(example)[0] for example in examples], tokenizer)
-        return [{"input_ids": i, "label": np.int32(y)} for i, y in zip(ids, labels, strict=True) if y >= 0]
+        labels = [self.index(example) for example in examples]
+        records = self.features([self.texts(example) for example in examples], tokenizer)
+        return [{**record, "label": np.int32(y)} for record, y in zip(records, labels, strict=True) if y >= 0]
 
-    def features(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
-        """The texts' ids, at most length - 1 of each, and the end token."""
-        ids = tokenizer.encode_batch(texts)
-        return [np.asarray([*row[: self.length - 1], tokenizer.eos_id], np.int32) for row in ids]
-
-    def _index(self, example: Mapping[str, Any]) -> int:
+    def index(self, example: Mapping[str, Any]) -> int:
         """The class's index, or -1 of an example that has none, as TFDS marks it: such examples are left out."""
         value = require(example, self.label, "label")
         if value in self.labels:
             return self.labels.index(value)
-        if isinstance(value, str) or not -1 <= value < len(self.labels):
+        if isinstance(value, str) or not -1 <= value < len(self.labels) or value != int(value):
             names = ", ".join(self.labels)
             raise ValueError(f"{self.label}={value!r} in the data; allowed: -1 … {len(self.labels) - 1}, or {names}")
         return int(value)
 
-    def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
-        return batches.padded(
-            cache,
-            batch_size=batch_size,
-            max_length=self.length,
-            pad_id=tokenizer.pad_id,
-            seed=seed,
-            buckets=self.buckets,
-        )
-
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        names = {"input_ids": (rows, self.length), "attention_mask": (rows, self.length), "labels": (rows,)}
-        shapes = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in names.items()}
-        return shapes | {"weights": jax.ShapeDtypeStruct((rows,), jnp.float32)}
+        return super().shapes(rows) | {"labels": jax.ShapeDtypeStruct((rows,), jnp.int32)}
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
-        logits = apply(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])["logits"]
+        logits = apply(**read(batch))["logits"]
         loss, weight = cross_entropy(logits, batch["labels"], batch["weights"])
         correct = jnp.sum(batch["weights"] * (logits.argmax(-1) == batch["labels"]))
         return {"loss": (loss, weight), "accuracy": (correct, weight)}
@@ -94,28 +68,49 @@ class Classification:
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return dict(means)
 
+    def score(
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
+        """Accuracy, F1 and Matthews' correlation over all examples that have a class."""
+        return metrics.classification(*self._both(model, params, tokenizer, examples), len(self.labels))
+
     def show(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
-    ) -> tuple[()]:
-        return ()
+    ) -> tuple[Any, ...]:
+        """The scores, and which class was taken for which."""
+        true, found = self._both(model, params, tokenizer, examples)
+        if not len(true):
+            return ()
+        rows = tuple((k, round(v, 4)) for k, v in metrics.classification(true, found, len(self.labels)).items())
+        counts = metrics.confusion(true, found, len(self.labels))
+        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        names = tuple(f"{name} ({n:,})" for name, n in zip(self.labels, counts.sum(1).tolist(), strict=True))
+        picture = Heatmap("True classes, and what they were taken for", names, self.labels, _tuples(shares))
+        return Table("Scores", ("metric", "value"), rows), picture
+
+    def _both(self, model, params, tokenizer, examples) -> tuple[np.ndarray, np.ndarray]:
+        """The true classes and those that were found."""
+        examples = [examples[i] for i in range(len(examples))]
+        labelled = [example for example in examples if self.index(example) >= 0]
+        found = self.predict(model, params, tokenizer, [self.texts(example) for example in labelled])
+        true = [self.index(example) for example in labelled]
+        return np.array(true, int), np.array([self.labels.index(one["label"]) for one in found], int)
 
     def predict(
-        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str]
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, items: Sequence[Any]
     ) -> list[dict[str, Any]]:
-        """{"label", "score", "scores": {label: probability}} for each text, longest texts together."""
-        ids = self.features(texts, tokenizer)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        results: list[dict[str, Any]] = [{}] * len(ids)
-        for start in range(0, len(order), 32):
-            rows = order[start : start + 32]
-            inputs = batches.pad([ids[i] for i in rows], pad_id=tokenizer.pad_id, max_length=self.length)
-            for i, scores in zip(rows, np.asarray(_probabilities(model, params, inputs)), strict=True):
-                best = int(scores.argmax())
-                by_name = dict(zip(self.labels, scores.tolist(), strict=True))
-                results[i] = {"label": self.labels[best], "score": float(scores[best]), "scores": by_name}
+        """{"label", "score", "scores": {label: probability}} for each text, or pair of texts."""
+        run = functools.partial(outputs, model, params)
+        records = self.features(items, tokenizer)
+        found = by_length(run, records, pad_id=tokenizer.pad_id, max_length=self.length)
+        results = []
+        for one in found:
+            scores = np.asarray(jax.nn.softmax(one["logits"]), np.float64)
+            best = int(scores.argmax())
+            by_name = dict(zip(self.labels, scores.tolist(), strict=True))
+            results.append({"label": self.labels[best], "score": float(scores[best]), "scores": by_name})
         return results
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _probabilities(model: nn.Module, params: Mapping[str, Any], inputs: Batch) -> Float[Array, "B n_labels"]:
-    return jax.nn.softmax(model.apply({"params": params}, **inputs)["logits"])
+def _tuples(x: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in x.tolist())

@@ -1,0 +1,160 @@
+"""Texts as a body reads them: with the tokens that begin, part and end them, and cut to a length.
+
+    tokenizer of        one text                a pair                                token_type_ids
+    BERT                [CLS] a [SEP]           [CLS] a [SEP] b [SEP]                 0 of a, 1 of b, their [SEP] with them
+    RoBERTa             <s> a </s>              <s> a </s> </s> b </s>                none
+    GPT                 a <|endoftext|>         a <|endoftext|> b <|endoftext|>       none
+
+A pair that is too long loses the end of its longer text (Devlin et al., 2019; as `longest_first` of transformers).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxnlp.data import batches
+from jaxnlp.data.cache import Cache
+from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.tasks.task import Batch, Record, require
+
+ROWS = 32  # of a batch of predictions
+READ = ("input_ids", "attention_mask", "token_type_ids")  # what of a batch the model reads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What tasks have in common that say one thing of a text, or of a pair of texts."""
+
+    text: str = "text"  # the feature that holds the text
+    pair: str | None = None  # the feature that holds a second text
+    label: str = "label"  # the feature to learn
+    length: int = 256  # tokens a row at most, special ones too: a longer text keeps its beginning
+    buckets: tuple[int, ...] | None = None  # padded lengths, so that short texts cost less
+
+    @property
+    def key(self) -> dict[str, Any]:
+        own = {"text": self.text, "pair": self.pair, "label": self.label, "length": self.length}
+        return {"task": type(self).__name__.lower(), **own}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The task's fields that name texts, and the features that they name."""
+        return {"text": self.text} | ({} if self.pair is None else {"pair": self.pair})
+
+    def texts(self, example: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(require(example, feature, field) for field, feature in self.names.items())
+
+    def features(self, items: Sequence[Any], tokenizer: Tokenizer) -> list[Record]:
+        """Of texts, or pairs of them: what the model reads."""
+        items = [parts(item, tuple(self.names.values())) for item in items]
+        sides = [tokenizer.encode_batch([item[i] for item in items]) for i in range(len(self.names))]
+        form = template(tokenizer)
+        return [form.fit(*(side[i] for side in sides), length=self.length) for i in range(len(items))]
+
+    def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
+        return batches.padded(
+            cache,
+            batch_size=batch_size,
+            max_length=self.length,
+            pad_id=tokenizer.pad_id,
+            seed=seed,
+            buckets=self.buckets,
+        )
+
+    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        tokens = jax.ShapeDtypeStruct((rows, self.length), jnp.int32)
+        numbers = jax.ShapeDtypeStruct((rows,), jnp.float32)
+        return {"input_ids": tokens, "attention_mask": tokens, "labels": numbers, "weights": numbers}
+
+
+class Template(NamedTuple):
+    """The special tokens of one text, or of two."""
+
+    start: tuple[int, ...]
+    between: tuple[int, ...]
+    end: tuple[int, ...]
+    segments: bool  # whether a second text has token_type_ids of its own
+
+    def room(self, length: int, n_texts: int) -> int:
+        """Tokens that are left to the texts; ValueError if there is none for each."""
+        special = len(self.start) + len(self.end) + (len(self.between) if n_texts == 2 else 0)
+        if length < special + n_texts:
+            raise ValueError(f"task.length={length}; allowed: {special + n_texts} and more, {special} of them special")
+        return length - special
+
+    def join(self, a: Sequence[int], b: Sequence[int] | None = None) -> Record:
+        """{"input_ids"} of one text; of a pair {"input_ids", "token_type_ids"}, the latter where there are segments."""
+        first = [*self.start, *a, *(self.end if b is None else self.between)]
+        if b is None:
+            return {"input_ids": np.asarray(first, np.int32)}
+        ids = np.asarray([*first, *b, *self.end], np.int32)
+        kinds = {"token_type_ids": np.int32(np.arange(len(ids)) >= len(first))} if self.segments else {}
+        return {"input_ids": ids, **kinds}
+
+    def fit(self, a: Sequence[int], b: Sequence[int] | None = None, *, length: int) -> Record:
+        """As `join`, cut to `length` tokens."""
+        if b is None:
+            return self.join(a[: self.room(length, 1)])
+        room = self.room(length, 2)
+        if len(a) + len(b) > room:
+            short = min(len(a), len(b), room // 2)
+            a, b = (a[:short], b[: room - short]) if len(a) <= len(b) else (a[: room - short], b[:short])
+        return self.join(a, b)
+
+
+def template(tokenizer: Tokenizer) -> Template:
+    end = (tokenizer.eos_id,)
+    begins = tokenizer.token(tokenizer.bos_id) in ("[CLS]", "<s>")
+    between = end * 2 if tokenizer.token(tokenizer.bos_id) == "<s>" else end
+    return Template((tokenizer.bos_id,) if begins else (), between, end, tokenizer.token(end[0]) == "[SEP]")
+
+
+def parts(item: str | Sequence[str] | Mapping[str, str], features: Sequence[str]) -> tuple[str, ...]:
+    """The texts of something to predict: a text alone, several in order, or under the features' names.
+
+    >>> parts({"question": "Who?", "context": "Ada."}, ("question", "context"))
+    ('Who?', 'Ada.')
+    """
+    if isinstance(item, Mapping):
+        found = tuple(item.get(feature) for feature in features)
+    else:
+        found = (item,) if isinstance(item, str) else tuple(item)
+    if len(found) != len(features) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"found {item!r} to predict; allowed: the texts {', '.join(features)}, in order or by name")
+    return found
+
+
+def read(batch: Batch) -> Batch:
+    """What of a batch the model reads."""
+    return {name: batch[name] for name in READ if name in batch}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def outputs(model: nn.Module, params: Mapping[str, Any], inputs: Batch) -> dict[str, Any]:
+    """What the model says of a batch, without dropout."""
+    return model.apply({"params": params}, **inputs)
+
+
+def by_length(
+    function: Callable[[Batch], Any], records: Sequence[Record], *, pad_id: int, max_length: int
+) -> list[Any]:
+    """What `function` gives for each record, those of like lengths together in padded batches of `ROWS`.
+
+    `function` takes input_ids, attention_mask and what else the records hold, [B, T], and gives a tree of arrays [B, …].
+    """
+    order = sorted(range(len(records)), key=lambda i: len(records[i]["input_ids"]))
+    found: list[Any] = [None] * len(records)
+    for start in range(0, len(order), ROWS):
+        rows = order[start : start + ROWS]
+        # Of many records every batch has as many rows, so that a width compiles once.
+        filled = rows + rows[-1:] * (ROWS - len(rows) if len(order) > ROWS else 0)
+        made = jax.device_get(function(batches.collate([records[i] for i in filled], pad_id, max_length)))
+        for row, i in enumerate(rows):
+            found[i] = jax.tree.map(lambda x: x[row], made)  # noqa: B023
+    return found

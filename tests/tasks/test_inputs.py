@@ -1,0 +1,141 @@
+"""What a body reads of texts, and the tasks that say one thing of each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, processors
+
+from jaxnlp.data.tokenizers import Characters, Tokenizer, WordPiece, build
+from jaxnlp.models import bert
+from jaxnlp.tasks.classification import Classification
+from jaxnlp.tasks.inputs import by_length, parts, template
+from jaxnlp.tasks.regression import Regression
+from jaxnlp.training.step import measure
+
+CONFIG = bert.Config(vocab_size=40, n_positions=32, n_layers=1, d_model=8, n_heads=2)
+WORDS = ["a", "b", "c", "d", "e"]
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    return build(WordPiece(vocab_size=40), ["a b c d e"] * 2)
+
+
+@pytest.fixture(scope="module")
+def params():
+    model = CONFIG.build(Classification(labels=("x", "y", "z")).heads)
+    return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def roberta():
+    vocabulary = {t: i for i, t in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *WORDS])}
+    backend = Backend(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return Tokenizer(backend)
+
+
+def with_processor(tokenizer):
+    """The library's own form of a pair, for comparison."""
+    backend = Backend.from_str(tokenizer.backend.to_str())
+    if backend.token_to_id("[CLS]") is not None:
+        backend.post_processor = processors.BertProcessing(*((t, backend.token_to_id(t)) for t in ("[SEP]", "[CLS]")))
+    return backend
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_pairs_are_joined_and_cut_as_the_library_does_it(pieces, kind):
+    tokenizer = pieces if kind == "bert" else roberta()
+    backend, form = with_processor(tokenizer), template(tokenizer)
+    for length in range(6, 16):
+        backend.enable_truncation(length, strategy="longest_first")
+        for n in range(1, 9):
+            for m in range(1, 9):
+                a, b = " ".join((WORDS * 2)[:n]), " ".join((WORDS * 2)[1 : m + 1])
+                theirs = backend.encode(a, b)
+                ours = form.fit(tokenizer.encode(a), tokenizer.encode(b), length=length)
+                assert ours["input_ids"].tolist() == theirs.ids
+                if kind == "bert":
+                    assert ours["token_type_ids"].tolist() == theirs.type_ids
+                else:
+                    assert "token_type_ids" not in ours
+                single = form.fit(tokenizer.encode(a), length=length)
+                assert single["input_ids"].tolist() == backend.encode(a).ids
+
+
+def test_a_text_of_gpt_ends_with_its_end_and_a_pair_is_parted_by_it():
+    form = template(build(Characters(), ["ab"]))
+    assert form.join([2], [3])["input_ids"].tolist() == [2, 0, 3, 0]
+    assert form.fit([2, 3, 2], length=3)["input_ids"].tolist() == [2, 3, 0]
+
+
+def test_a_length_without_room_for_the_texts_is_refused(pieces):
+    with pytest.raises(ValueError, match=r"task.length=4; allowed: 5 and more, 3 of them special"):
+        template(pieces).fit([5], [6], length=4)
+
+
+@pytest.mark.parametrize("item", ["a", ("a",), {"text": "a"}, {"text": "a", "pair": None}])
+def test_what_is_no_pair_is_named(item):
+    with pytest.raises(ValueError, match=r"to predict; allowed: the texts text, pair, in order or by name"):
+        parts(item, ("text", "pair"))
+
+
+def test_records_keep_their_order_and_see_no_padding(pieces):
+    records = [template(pieces).join(list(range(5, 5 + n))) for n in (3, 40, 1, 7)] * 20
+    found = by_length(
+        lambda batch: (batch["input_ids"] * batch["attention_mask"]).sum(1), records, pad_id=0, max_length=64
+    )
+    assert [int(x) for x in found] == [int(record["input_ids"].sum()) for record in records]
+
+
+def test_a_pair_is_classified_by_name_or_in_order(pieces, params):
+    task = Classification(labels=("x", "y", "z"), text="premise", pair="hypothesis", length=16)
+    model = CONFIG.build(task.heads)
+    by_name = [{"premise": "a b", "hypothesis": "c"}, {"premise": "d", "hypothesis": "e e e e e e e e e e e e e e e"}]
+    first = task.predict(model, params, pieces, by_name)
+    again = task.predict(model, params, pieces, [tuple(item.values()) for item in by_name])
+    swapped = task.predict(model, params, pieces, [tuple(item.values())[::-1] for item in by_name])
+    assert first == again
+    assert all(a["scores"] != b["scores"] for a, b in zip(first, swapped, strict=True))
+    ids = template(pieces).join(*(pieces.encode(text) for text in by_name[0].values()))
+    logits = model.apply({"params": params}, **{name: value[None] for name, value in ids.items()})["logits"]
+    np.testing.assert_allclose(list(first[0]["scores"].values()), jax.nn.softmax(logits[0]), atol=1e-6)
+
+
+def test_regression_learns_the_square_of_the_error(pieces):
+    """Against the formula by hand; and its scores against numpy's and the ranks'."""
+    task = Regression(length=16)
+    model = CONFIG.build(task.heads)
+    params = model.init(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+    examples = [{"text": text, "score": value} for text, value in (("a", 1.0), ("b c", 2.5), ("d e a", -3.0))]
+    scores = np.array([one["score"] for one in task.predict(model, params, pieces, [e["text"] for e in examples])])
+    true = np.array([e["score"] for e in examples])
+    records = task.encode(examples, pieces)
+    ids = np.zeros((3, 8), np.int32)
+    for row, record in zip(ids, records, strict=True):
+        row[: len(record["input_ids"])] = record["input_ids"]
+    batch = {
+        "input_ids": ids,
+        "attention_mask": np.int32(ids > 0),
+        "labels": np.float32(true),
+        "weights": np.ones(3, np.float32),
+    }
+    total, weight = measure(model, task, params, jax.tree.map(jnp.asarray, batch), None)["loss"]
+    np.testing.assert_allclose(total / weight, np.mean((scores - true) ** 2), rtol=1e-5)
+    found = task.score(model, params, pieces, examples)
+    np.testing.assert_allclose(found["pearson"], np.corrcoef(scores, true)[0, 1], rtol=1e-6)
+    ranks = np.corrcoef(scores.argsort().argsort(), true.argsort().argsort())[0, 1]
+    np.testing.assert_allclose(found["spearman"], ranks, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "4"])
+def test_a_label_that_is_no_number_is_refused(pieces, value):
+    with pytest.raises(ValueError, match=r"score=.* in the data; allowed: a finite number"):
+        Regression().encode([{"text": "a", "score": value}], pieces)
+
+
+def test_a_nan_is_no_class(pieces):
+    with pytest.raises(ValueError, match=r"label=nan in the data; allowed: -1 … 0, or no"):
+        Classification(labels=("no",)).encode([{"text": "a", "label": float("nan")}], pieces)
