@@ -1,9 +1,9 @@
 """Texts as a body reads them: with the tokens that begin, part and end them, and cut to a length.
 
-    tokenizer of        one text                a pair                                token_type_ids
-    BERT                [CLS] a [SEP]           [CLS] a [SEP] b [SEP]                 0 of a, 1 of b, their [SEP] with them
-    RoBERTa             <s> a </s>              <s> a </s> </s> b </s>                none
-    GPT                 a <|endoftext|>         a <|endoftext|> b <|endoftext|>       none
+    tokenizer of    one text             a pair                             token_type_ids
+    BERT            [CLS] a [SEP]        [CLS] a [SEP] b [SEP]              0 of a, 1 of b, each with its [SEP]
+    RoBERTa         <s> a </s>           <s> a </s> </s> b </s>             none
+    GPT             a <|endoftext|>      a <|endoftext|> b <|endoftext|>    none
 
 A pair that is too long loses the end of its longer text (Devlin et al., 2019; as `longest_first` of transformers).
 """
@@ -146,7 +146,7 @@ def by_length(
 ) -> list[Any]:
     """What `function` gives for each record, those of like lengths together in padded batches of `ROWS`.
 
-    `function` takes input_ids, attention_mask and what else the records hold, [B, T], and gives a tree of arrays [B, …].
+    `function` takes what the records hold and attention_mask, [B, T], and gives a tree of arrays [B, …].
     """
     order = sorted(range(len(records)), key=lambda i: len(records[i]["input_ids"]))
     found: list[Any] = [None] * len(records)

@@ -100,7 +100,9 @@ def test_a_pair_is_classified_by_name_or_in_order(pieces, params):
     assert first == again
     assert all(a["scores"] != b["scores"] for a, b in zip(first, swapped, strict=True))
     ids = template(pieces).join(*(pieces.encode(text) for text in by_name[0].values()))
-    logits = model.apply({"params": params}, **{name: value[None] for name, value in ids.items()})["logits"]
+    logits = model.apply({"params": params}, **{name: jnp.asarray(value)[None] for name, value in ids.items()})[
+        "logits"
+    ]
     np.testing.assert_allclose(list(first[0]["scores"].values()), jax.nn.softmax(logits[0]), atol=1e-6)
 
 
