@@ -2,7 +2,8 @@
 
 GPT's is that at the end token (Radford et al., 2018, section 3.2), BERT's the pooled one (Devlin et al., 2019, 4.1).
 
-    loss = - sum_b w_b log p(y_b | x_b) / sum_b w_b           accuracy = sum_b w_b [argmax_y p(y | x_b) = y_b] / sum_b w_b
+    loss = - sum_b w_b log p(y_b | x_b) / sum_b w_b
+    accuracy = sum_b w_b [argmax_y p(y | x_b) = y_b] / sum_b w_b
 
 Of a whole set also F1 and Matthews' correlation (see metrics.py).
 """
