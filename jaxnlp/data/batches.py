@@ -12,6 +12,7 @@ Letters: B batch, S source length, T (target) length.
 
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -433,9 +434,12 @@ def pad(rows: Sequence[Sequence[int] | np.ndarray], *, pad_id: int, max_length: 
 
 
 def collate(records: Sequence[Batch], pad_id: int, max_length: int) -> Batch:
-    """Records whose fields run along the tokens, up to max_length, as a batch of [B, T], with attention_mask."""
+    """Records whose fields run along the tokens, up to max_length, as a batch of [B, T], with attention_mask.
+
+    What a record lacks that another has is 0.
+    """
     shape = [len(records), width(max(len(record["input_ids"]) for record in records), max_length)]
-    batch = {name: np.zeros(shape, np.int32) for name in (*records[0], "attention_mask")}
+    batch = {name: np.zeros(shape, np.int32) for name in {"attention_mask", *itertools.chain(*records)}}
     batch["input_ids"][:] = pad_id
     for i, record in enumerate(records):
         for name, value in record.items():

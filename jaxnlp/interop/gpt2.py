@@ -3,18 +3,17 @@
 The published files leave the stem `transformer.` out, and hold each layer's causal mask beside its parameters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.interop.tables import NORM, Row, fields
+from jaxnlp.interop.tables import Row, fields, norm
 from jaxnlp.models import gpt
 from jaxnlp.tasks.language_modeling import LanguageModeling
 
-CONFIG = gpt.Config
-ARCHITECTURES = ("GPT2LMHeadModel",)
+ARCHITECTURES = {"GPT2LMHeadModel": ()}  # and the heads of each
 SAME = {  # settings and fields that say the same
     "vocab_size": "vocab_size",
     "n_positions": "n_positions",
@@ -35,11 +34,15 @@ FIXED = {  # settings that our GPT has in one form, with what transformers takes
     "tie_word_embeddings": (True, True),
 }
 STEM = "transformer."
-ENDS = False  # the tokenizer puts no end after a text
+ENDS = False  # the tokenizer puts no special tokens round a text
 MASK_BEFORE = -1e4  # what older versions added to the scores that a mask hides
 
 
-def config(settings: Mapping[str, Any]) -> gpt.Config:
+def writes(c: Any, tokenizer: Tokenizer) -> bool:
+    return isinstance(c, gpt.Config)
+
+
+def config(settings: Mapping[str, Any], names: Container[str]) -> gpt.Config:
     return gpt.Config(**fields({"n_inner": None, **settings}, SAME, FIXED))
 
 
@@ -50,10 +53,7 @@ def settings(c: gpt.Config, task: Any) -> dict[str, Any]:
     return {theirs: getattr(c, ours) for theirs, ours in SAME.items()} | fixed
 
 
-def rows(c: gpt.Config) -> list[Row]:
-    norm = lambda ours, theirs: [  # noqa: E731
-        Row(f"{ours}/{kind}", "d", f"{theirs}.{name}", "d") for kind, name in NORM.items()
-    ]
+def rows(c: gpt.Config, heads: tuple[()]) -> list[Row]:
     found = [
         Row("embed/tokens", "v d", f"{STEM}wte.weight", "v d"),
         Row("embed/positions", "p d", f"{STEM}wpe.weight", "p d"),
@@ -76,7 +76,7 @@ def rows(c: gpt.Config) -> list[Row]:
     return found
 
 
-def complete(c: gpt.Config, params: Mapping[str, Any]) -> tuple[gpt.Config, Mapping[str, Any]]:
+def complete(c: gpt.Config, params: Mapping[str, Any], heads: tuple[()]) -> tuple[gpt.Config, Mapping[str, Any]]:
     return c, params
 
 
@@ -90,9 +90,9 @@ def files(tokenizer: Tokenizer, task: Any) -> None:
     return None
 
 
-def copies(c: gpt.Config) -> dict[str, str]:
+def copies(c: gpt.Config, heads: tuple[()]) -> dict[str, str]:
     """Names under which a tensor may stand a second time, or instead."""
-    short = {row.theirs.removeprefix(STEM): row.theirs for row in rows(c)}
+    short = {row.theirs.removeprefix(STEM): row.theirs for row in rows(c, heads)}
     return short | {"lm_head.weight": f"{STEM}wte.weight"}
 
 
@@ -106,5 +106,5 @@ def constants(c: gpt.Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     return {name: value for name, value in whole.items() if name in shapes}
 
 
-def task(settings: Mapping[str, Any]) -> LanguageModeling:
+def task(settings: Mapping[str, Any], names: Container[str]) -> LanguageModeling:
     return LanguageModeling(length=settings["n_positions"])

@@ -4,7 +4,7 @@
     found.config, found.task, found.tokenizer(), found.params()
     write("out", config, params, tokenizer, task)
 
-What a family of models calls its settings and tensors stands in its own file, marian.py for one. Every tensor of a
+What a family of models calls its settings and tensors stands in its own file, bert.py for one. Every tensor of a
 directory is accounted for, or an error lists those that are not. Nothing is unpickled.
 """
 
@@ -27,11 +27,16 @@ from tokenizers import processors
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import is_remote
-from jaxnlp.interop import gpt2, marian
+from jaxnlp.interop import bert, gpt2, marian
 from jaxnlp.interop.tables import Row, as_json
 from jaxnlp.nn.blocks import unstack_layers
+from jaxnlp.tasks.inputs import template
 
-FAMILIES = {"gpt2": gpt2, "marian": marian}  # by the model_type of config.json
+FAMILIES = {**bert.DIALECTS, "gpt2": gpt2, "marian": marian}  # by the model_type of config.json
+SETTINGS = (  # a later one's count
+    *("tokenizer_config.json", "config.json", "generation_config.json"),
+    *("sentence_bert_config.json", "1_Pooling/config.json"),  # of sentence-transformers
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = """\
 {found} may run any program when it is read, and is not; allowed: *.safetensors. To write those once, where PyTorch and
@@ -57,19 +62,23 @@ class Directory:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path).expanduser()
         settings = self._json("config.json")
-        self.settings = self._json("tokenizer_config.json") | settings | self._json("generation_config.json")
+        self.settings = {}
+        for name in SETTINGS:
+            self.settings |= self._json(name)
         kind = settings.get("model_type")
         if kind not in FAMILIES:
             raise DirectoryError(f"{self.path}/config.json: model_type={kind!r}; allowed: {', '.join(FAMILIES)}")
         self.family = FAMILIES[kind]
-        made = settings.get("architectures") or [self.family.ARCHITECTURES[0]]
+        made = settings.get("architectures") or list(self.family.ARCHITECTURES)
         if made[0] not in self.family.ARCHITECTURES:
             allowed = ", ".join(self.family.ARCHITECTURES)
             raise DirectoryError(f"{self.path}/config.json: architectures={made}; allowed: {allowed}")
-        self.architecture = made[0]
+        self.architecture = self.settings["architectures"] = made[0]
+        with self._tensors() as tensors:
+            names = tensors.shapes.keys()
         try:
-            self.config = self.family.config(settings)
-            self.task = self.family.task(self.settings)
+            self.config = self.family.config(self.settings, names)
+            self.task = self.family.task(self.settings, names)
         except (TypeError, ValueError) as error:
             raise DirectoryError(f"{self.path}/config.json: {error}") from error
 
@@ -88,9 +97,9 @@ class Directory:
         DirectoryError, which lists them all, for tensors that are missing, of another shape or not known.
         """
         config = dataclasses.replace(self.config, scan=False)
-        shapes = _shapes(config)
-        rows, words = self.family.rows(config), _words(config)
-        with _Tensors(self.path, self.architecture) as tensors:
+        shapes = _shapes(config, self.task.heads)
+        rows, words = self.family.rows(config, self.task.heads), _words(config)
+        with self._tensors() as tensors:
             where = self._checked(config, rows, shapes, tensors)
             found = {}
             for row in rows:
@@ -103,7 +112,7 @@ class Directory:
         self, config: Any, rows: list[Row], shapes: Mapping[str, Any], tensors: "_Tensors"
     ) -> Mapping[str, str]:
         """The name under which each tensor of the rows is found here."""
-        words, copies = _words(config), self.family.copies(config)
+        words, copies = _words(config), self.family.copies(config, self.task.heads)
         wanted = {name: row.theirs_shape(shapes[row.ours].shape, words(row)) for row in rows for name in row.names}
         where = {name: name for name in wanted}
         for copy, name in copies.items():
@@ -133,6 +142,9 @@ class Directory:
             )
         return where
 
+    def _tensors(self) -> "_Tensors":
+        return _Tensors(self.path, self.architecture)
+
     def _json(self, name: str) -> dict[str, Any]:
         """The object in a file, empty where only config.json has to be there."""
         file = self.path / name
@@ -154,21 +166,25 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
 
     ValueError for a model or a task that transformers does not have; FileExistsError for a folder with something in it.
     """
-    family = next((f for f in FAMILIES.values() if isinstance(config, f.CONFIG)), None)
-    if family is None:
-        allowed = ", ".join(f.CONFIG.__module__.rpartition(".")[2] for f in FAMILIES.values())
-        raise ValueError(f"the model {type(config).__module__}; allowed with format='huggingface': {allowed}")
+    kind = next((kind for kind, family in FAMILIES.items() if family.writes(config, tokenizer)), None)
+    if kind is None:
+        raise ValueError(
+            f"the model {type(config).__module__}; allowed with format='huggingface': {', '.join(FAMILIES)}"
+        )
+    family, heads = FAMILIES[kind], task.heads
+    made = [name for name, types in family.ARCHITECTURES.items() if types == tuple(map(type, heads))]
+    if not made:
+        raise ValueError(f"a {kind} with the heads {heads}; transformers has: {', '.join(family.ARCHITECTURES)}")
     path = pathlib.Path(path).expanduser()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} is there already; allowed: a new folder, or an empty one")
-    settings = {"architectures": list(family.ARCHITECTURES[:1]), **family.settings(config, task)}
-    settings |= {"model_type": next(name for name, f in FAMILIES.items() if f is family), "dtype": "float32"}
+    settings = {"architectures": made[:1], **family.settings(config, task), "model_type": kind, "dtype": "float32"}
     settings |= family.ids(tokenizer)
     params = unstack_layers(params) if config.scan else params
-    config, params = family.complete(dataclasses.replace(config, scan=False), params)
+    config, params = family.complete(dataclasses.replace(config, scan=False), params, heads)
     files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, family.ENDS)
     words, leaves, tensors = _words(config), flatten_dict(params, sep="/"), {}
-    for row in family.rows(config):
+    for row in family.rows(config, heads):
         tensors |= row.to_theirs(np.asarray(leaves[row.ours], np.float32), words(row))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.", ignore_cleanup_errors=True) as beside:
@@ -182,12 +198,23 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
 
 
 def _tokenizer_files(tokenizer: Tokenizer, ends: bool) -> dict[str, bytes]:
-    """tokenizer.json, which with `ends` puts the end after each text, and what transformers wants to know of it."""
-    end, start, pad = (tokenizer.token(id) for id in (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id))
-    own = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "bos_token": start, "pad_token": pad}
-    whole = json.loads(tokenizer.to_json())
-    if ends:
-        processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, tokenizer.eos_id)])
+    """tokenizer.json, which with `ends` puts special tokens round texts, and what transformers wants to know of it."""
+    backend, form, whole = tokenizer.backend, template(tokenizer), json.loads(tokenizer.to_json())
+    own = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    names = {"eos": tokenizer.eos_id, "bos": tokenizer.bos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
+    if form.start:
+        names |= {"cls": form.start[0], "sep": form.end[0], "mask": tokenizer.mask_id}
+    own |= {f"{name}_token": tokenizer.token(id) for name, id in names.items() if id is not None}
+    if form.segments:
+        own["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    if ends and not whole.get("post_processor"):
+        start, between, end = ([backend.id_to_token(id) for id in ids] for ids in form[:3])
+        second = [f"{token}:{int(form.segments)}" for token in ("$B", *end)]
+        processor = processors.TemplateProcessing(
+            single=[*start, "$A", *end],
+            pair=[*start, "$A", *between, *second],
+            special_tokens=[(token, backend.token_to_id(token)) for token in {*start, *between, *end}],
+        )
         whole["post_processor"] = json.loads(processor.__getstate__())
     return {"tokenizer.json": as_json(whole), "tokenizer_config.json": as_json(own)}
 
@@ -241,8 +268,8 @@ class _Tensors:
 
 
 @functools.cache
-def _shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    init = config.build().init
+def _shapes(config: Any, heads: tuple[Any, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    init = config.build(heads).init
     params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return flatten_dict(params, sep="/")
 

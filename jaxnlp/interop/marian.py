@@ -6,20 +6,19 @@ decoder begins with <pad>, which is never written.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp.data.tokenizers import SentencePiece, Tokenizer
-from jaxnlp.interop.tables import NORM, Row, as_json, fields
+from jaxnlp.interop.tables import Row, as_json, fields, from_heads, norm, product
 from jaxnlp.models import transformer
 from jaxnlp.nn.embeddings import padded, sinusoids
 from jaxnlp.tasks.translation import Translation
 
-CONFIG = transformer.Config
-ARCHITECTURES = ("MarianMTModel",)
+ARCHITECTURES = {"MarianMTModel": ()}  # and the heads of each
 SAME = {  # settings and fields that say the same
     "vocab_size": "vocab_size",
     "d_model": "d_model",
@@ -43,11 +42,15 @@ FIXED = {  # settings that our Transformer has in one form, with what transforme
 }
 ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu"}
 EPSILON = 1e-5
-ENDS = True  # the tokenizer puts the end after a text
+ENDS = True  # the tokenizer puts special tokens round a text
 POSITIONS = 512  # that a model is said to have; the sinusoids run out of none
 
 
-def config(settings: Mapping[str, Any]) -> transformer.Config:
+def writes(c: Any, tokenizer: Tokenizer) -> bool:
+    return isinstance(c, transformer.Config)
+
+
+def config(settings: Mapping[str, Any], names: Container[str]) -> transformer.Config:
     activation = settings.get("activation_function", "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation_function={activation!r}; allowed: {', '.join(ACTIVATIONS)}")
@@ -85,7 +88,7 @@ def settings(c: transformer.Config, task: Translation) -> dict[str, Any]:
     }
 
 
-def rows(c: transformer.Config) -> list[Row]:
+def rows(c: transformer.Config, heads: tuple[()]) -> list[Row]:
     if c.target_vocab_size is None:
         found = [Row("embed/tokens", "v d", "model.shared.weight", "v d")]
     else:
@@ -95,45 +98,30 @@ def rows(c: transformer.Config) -> list[Row]:
         ]
     found.append(Row("output_bias", "v", "final_logits_bias", "1 v"))
 
-    def norm(ours, theirs):
-        return [Row(f"{ours}/{kind}", "d", f"{theirs}.{name}", "d") for kind, name in NORM.items()]
-
-    def outputs(ours, theirs, axes, shape):
-        """A product's kernel and bias."""
-        return [
-            Row(f"{ours}/kernel", f"{axes} d", f"{theirs}.weight", f"{shape} d"),
-            Row(f"{ours}/bias", axes, f"{theirs}.bias", shape),
-        ]
-
     def several(ours, theirs, axes, stacked):
-        """That of several products, whose outputs are heads."""
-        return [row._replace(stacked=stacked) for row in outputs(ours, theirs, axes, "(h k)")]
-
-    def inputs(ours, theirs):
-        """Those of the product that takes heads in."""
-        return [
-            Row(f"{ours}/kernel", "d h k", f"{theirs}.weight", "d (h k)"),
-            Row(f"{ours}/bias", "d", f"{theirs}.bias", "d"),
-        ]
+        """Those of several products, whose outputs are heads."""
+        return [row._replace(stacked=stacked) for row in product(ours, theirs, axes, "(h k)")]
 
     for half, n_layers in (("encoder", c.n_encoder_layers), ("decoder", c.n_decoder_layers)):
         for i in range(n_layers):
             ours, theirs = f"{half}/blocks/{i}", f"model.{half}.layers.{i}"
             found += several(f"{ours}/attention/qkv", f"{theirs}.self_attn.{{c}}_proj", "h c k", {"c": "qkv"})
-            found += inputs(f"{ours}/attention/out", f"{theirs}.self_attn.out_proj")
+            found += from_heads(f"{ours}/attention/out", f"{theirs}.self_attn.out_proj")
             found += norm(f"{ours}/norm_1", f"{theirs}.self_attn_layer_norm")
             if half == "decoder":
-                found += outputs(f"{ours}/cross_attention/query", f"{theirs}.encoder_attn.q_proj", "h k", "(h k)")
-                found += inputs(f"{ours}/cross_attention/out", f"{theirs}.encoder_attn.out_proj")
+                found += product(f"{ours}/cross_attention/query", f"{theirs}.encoder_attn.q_proj", "h k", "(h k)")
+                found += from_heads(f"{ours}/cross_attention/out", f"{theirs}.encoder_attn.out_proj")
                 found += norm(f"{ours}/norm_cross", f"{theirs}.encoder_attn_layer_norm")
-            found += outputs(f"{ours}/mlp/in", f"{theirs}.fc1", "f", "f")
-            found += outputs(f"{ours}/mlp/out", f"{theirs}.fc2", "f", "f")
+            found += product(f"{ours}/mlp/in", f"{theirs}.fc1")
+            found += product(f"{ours}/mlp/out", f"{theirs}.fc2")
             found += norm(f"{ours}/norm_2", f"{theirs}.final_layer_norm")
     memory = {"l": range(c.n_decoder_layers), "c": "kv"}
     return found + several("memory/keys_values", "model.decoder.layers.{l}.encoder_attn.{c}_proj", "l h c k", memory)
 
 
-def complete(c: transformer.Config, params: Mapping[str, Any]) -> tuple[transformer.Config, dict[str, Any]]:
+def complete(
+    c: transformer.Config, params: Mapping[str, Any], heads: tuple[()]
+) -> tuple[transformer.Config, dict[str, Any]]:
     """With the bias that Marian has in any case."""
     zeros = {} if c.output_bias else {"output_bias": np.zeros(padded(c.output_vocab_size), np.float32)}
     return dataclasses.replace(c, output_bias=True), {**params, **zeros}
@@ -160,7 +148,7 @@ def files(tokenizer: Tokenizer, task: Translation) -> dict[str, bytes] | None:
     return None
 
 
-def copies(c: transformer.Config) -> dict[str, str]:
+def copies(c: transformer.Config, heads: tuple[()]) -> dict[str, str]:
     """Names under which a tensor may stand a second time, or instead."""
     if c.target_vocab_size is not None:
         return {"lm_head.weight": "model.decoder.embed_tokens.weight"}
@@ -174,7 +162,7 @@ def constants(c: transformer.Config, shapes: Mapping[str, tuple[int, ...]]) -> d
     return {name: np.asarray(sinusoids(jnp.arange(shapes[name][0]), c.d_model)) for name in names if name in shapes}
 
 
-def task(settings: Mapping[str, Any]) -> Translation:
+def task(settings: Mapping[str, Any], names: Container[str]) -> Translation:
     return Translation(
         source=settings.get("source_lang") or "source",
         target=settings.get("target_lang") or "target",

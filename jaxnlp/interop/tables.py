@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import einops
 import numpy as np
 
-NORM = {"scale": "weight", "bias": "bias"}  # of a layer norm, with transformers' names
+
+def as_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def fields(
@@ -41,16 +43,13 @@ def fields(
     return made
 
 
-def as_json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
 class Row(NamedTuple):
     ours: str  # path of the leaf
     axes: str  # its axes
     theirs: str  # name of a tensor; in braces an axis of ours along which there are several
     shape: str  # of each tensor
     stacked: Mapping[str, Sequence[Any]] = {}  # such an axis -> what stands for it in the names
+    skip: int = 0  # rows of a tensor before the first of ours: nothing reads them, and they are written as zeros
 
     @property
     def names(self) -> list[str]:
@@ -63,11 +62,12 @@ class Row(NamedTuple):
         sizes = self._sizes(ours, words)
         size = lambda axis: int(axis) if axis.isdigit() else sizes[axis]  # noqa: E731
         axes = re.findall(r"\([^)]*\)|\S+", self.shape)
-        return tuple(math.prod(map(size, axis.strip("()").split())) for axis in axes)
+        first, *others = (math.prod(map(size, axis.strip("()").split())) for axis in axes)
+        return first + self.skip, *others
 
     def to_ours(self, tensors: Sequence[np.ndarray], ours: Sequence[int], words: int) -> np.ndarray:
         """Our leaf; rows that fill a vocabulary up are zero."""
-        x = tensors if self.stacked else tensors[0]
+        x = tensors if self.stacked else tensors[0][self.skip :]
         x = einops.rearrange(x, f"{self._theirs} -> {self.axes}", **self._sizes(ours, words))
         return np.pad(x, [(0, n - m) for n, m in zip(ours, x.shape, strict=True)])
 
@@ -76,6 +76,8 @@ class Row(NamedTuple):
         sizes = self._sizes(leaf.shape, words)
         leaf = leaf[tuple(slice(sizes[axis]) for axis in self.axes.split())]
         x = einops.rearrange(leaf, f"{self.axes} -> {self._theirs}")
+        if self.skip:
+            x = np.concatenate([np.zeros_like(x, shape=(self.skip, *x.shape[1:])), x])
         names = self.names
         return dict(zip(names, map(np.ascontiguousarray, x if self.stacked else [x]), strict=True))
 
@@ -85,3 +87,24 @@ class Row(NamedTuple):
 
     def _sizes(self, ours: Sequence[int], words: int) -> dict[str, int]:
         return {a: words if a == "v" else n for a, n in zip(self.axes.split(), ours, strict=True)}
+
+
+def norm(ours: str, theirs: str) -> list[Row]:
+    """A layer norm's."""
+    return [Row(f"{ours}/scale", "d", f"{theirs}.weight", "d"), Row(f"{ours}/bias", "d", f"{theirs}.bias", "d")]
+
+
+def product(ours: str, theirs: str, axes: str = "f", shape: str = "f") -> list[Row]:
+    """The kernel and bias of a product whose outputs are `axes`, where the inputs are d and come last in both."""
+    return [
+        Row(f"{ours}/kernel", f"{axes} d", f"{theirs}.weight", f"{shape} d"),
+        Row(f"{ours}/bias", axes, f"{theirs}.bias", shape),
+    ]
+
+
+def from_heads(ours: str, theirs: str) -> list[Row]:
+    """Those of the product that takes heads in."""
+    return [
+        Row(f"{ours}/kernel", "d h k", f"{theirs}.weight", "d (h k)"),
+        Row(f"{ours}/bias", "d", f"{theirs}.bias", "d"),
+    ]

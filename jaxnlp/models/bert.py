@@ -184,6 +184,7 @@ class BERT(nn.Module):
             hidden=hidden,
             attention_mask=attention_mask,
             pooled=outputs.get("pooler_output"),
+            whole="first",
             tokens=embed.tokens,
             config=c,
             init=init,

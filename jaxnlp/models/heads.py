@@ -41,6 +41,7 @@ class Body(NamedTuple):
     hidden: Float[Array, "B T D"]
     attention_mask: Int[Array, "B T"] | None = None
     pooled: Float[Array, "B D"] | None = None  # BERT's state of the whole text
+    whole: Literal["first", "last"] = "last"  # the token at whose state the whole text is read
     tokens: Float[Array, "V D"] | None = None  # the table that a masked language model is tied to
     config: Any = None  # the body's sizes
     init: Callable[..., Array] = nn.initializers.normal(0.02)
@@ -58,7 +59,7 @@ class Classification:
     """
 
     n_labels: int
-    # Of real tokens only; GPT has read everything at the last one. None: the pooled state, or where there is none, last
+    # Of real tokens only; None: the pooled state, or the one of the token that the body reads the whole text at
     pooling: Literal["first", "last", "mean"] | None = None
 
     name: ClassVar[str] = "classification"
@@ -66,7 +67,7 @@ class Classification:
 
     def __call__(self, body: Body) -> dict[str, Float[Array, "B n_labels"]]:
         pooled = self.pooling is None and body.pooled is not None
-        state = body.pooled if pooled else pool(body.hidden, body.attention_mask, self.pooling or "last")
+        state = body.pooled if pooled else pool(body.hidden, body.attention_mask, self.pooling or body.whole)
         return {self.output: _dense(self, body, self.n_labels, use_bias=pooled)(body.drop(state))}
 
 
@@ -84,7 +85,7 @@ class Choice:
 
     def __call__(self, body: Body) -> dict[str, Float[Array, "B *C"]]:
         pooled = self.pooling is None and body.pooled is not None
-        state = body.pooled if pooled else pool(body.hidden, body.attention_mask, self.pooling or "last")
+        state = body.pooled if pooled else pool(body.hidden, body.attention_mask, self.pooling or body.whole)
         logits = _dense(self, body, 1, use_bias=pooled)(body.drop(state))
         return {self.output: logits.reshape(-1, *body.choices)}
 
@@ -170,13 +171,15 @@ def _dense(head: Head, body: Body, n_outputs: int, *, use_bias: bool = True) -> 
 
 
 def pool(hidden: Float[Array, "B T D"], attention_mask: Int[Array, "B T"] | None, pooling: str) -> Float[Array, "B D"]:
-    """The first or last real token's hidden state, or the mean of the real ones; padding on either side."""
+    """The first or last real token's hidden state, or the mean or maximum of the real ones; padding on either side."""
     if attention_mask is None:
         attention_mask = jnp.ones(hidden.shape[:2], jnp.int32)
     if pooling == "mean":
         weights = attention_mask.astype(hidden.dtype)[:, :, None]
         return (hidden * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
     real = attention_mask != 0
+    if pooling == "max":
+        return jnp.where(real[:, :, None], hidden, -jnp.inf).max(1)
     at = real.argmax(1) if pooling == "first" else hidden.shape[1] - 1 - real[:, ::-1].argmax(1)
     return jnp.take_along_axis(hidden, at[:, None, None], axis=1)[:, 0]
 

@@ -34,7 +34,7 @@ class Classification(Texts):
     # The class in an example: its index among `labels`, or its name; -1: unlabelled
 
     @property
-    def heads(self) -> tuple[heads.Classification]:
+    def heads(self) -> tuple[heads.Head]:
         return (heads.Classification(len(self.labels)),)
 
     @property
@@ -111,6 +111,18 @@ class Classification(Texts):
             by_name = dict(zip(self.labels, scores.tolist(), strict=True))
             results.append({"label": self.labels[best], "score": float(scores[best]), "scores": by_name})
         return results
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextSentence(Classification):
+    """Whether a second text goes on from the first, by the head of BERT's pretraining (Devlin et al., 2019, 3.1)."""
+
+    pair: str | None = "next"
+    labels: tuple[str, ...] = ("follows", "random")
+
+    @property
+    def heads(self) -> tuple[heads.NextSentence]:
+        return (heads.NextSentence(),)
 
 
 def _tuples(x: np.ndarray) -> tuple[tuple[float, ...], ...]:

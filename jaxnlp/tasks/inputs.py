@@ -51,11 +51,13 @@ class Texts:
         return tuple(require(example, feature, field) for field, feature in self.names.items())
 
     def features(self, items: Sequence[Any], tokenizer: Tokenizer) -> list[Record]:
-        """Of texts, or pairs of them: what the model reads."""
-        items = [parts(item, tuple(self.names.values())) for item in items]
-        sides = [tokenizer.encode_batch([item[i] for item in items]) for i in range(len(self.names))]
+        """Of texts, or pairs of them: what the model reads. Where no pair is named, both may come."""
+        names = tuple(self.names.values())
+        two = [self.pair is None and isinstance(item, list | tuple) and len(item) == 2 for item in items]
+        texts = [item if two[i] else parts(item, names) for i, item in enumerate(items)]
+        ids = iter(tokenizer.encode_batch([text for item in texts for text in item]))
         form = template(tokenizer)
-        return [form.fit(*(side[i] for side in sides), length=self.length) for i in range(len(items))]
+        return [form.fit(*(next(ids) for _ in item), length=self.length) for item in texts]
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
         return batches.padded(

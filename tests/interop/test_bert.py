@@ -1,0 +1,249 @@
+"""Directories of BERT, RoBERTa and DistilBERT in and out: against stored ones of transformers, and live against it."""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax.traverse_util import flatten_dict
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
+
+import jaxnlp
+from jaxnlp.data.tokenizers import Tokenizer, WordPiece
+from jaxnlp.interop.huggingface import DirectoryError
+from jaxnlp.run import Run
+from jaxnlp.tasks.classification import Classification
+from jaxnlp.tasks.embedding import Embedding
+from jaxnlp.tasks.regression import Regression
+
+ORACLE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "golden" / "bert_family.py"))
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return dict(np.load(pathlib.Path(ORACLE["__file__"]).with_suffix(".npz")))
+
+
+def tokenizer_of(name):
+    if not name.startswith("Roberta"):
+        return WordPiece(vocab_size=ORACLE["V"]).build([" ".join(LETTERS)])
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *LETTERS, "<mask>"]
+    backend = Backend(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["<s>", "<pad>", "</s>", "<mask>"])
+    return Tokenizer(backend)
+
+
+def written(path, name, golden, change=lambda tensors: tensors, **settings):
+    path.mkdir()
+    tensors = change(safetensors.numpy.load(golden[f"{name}/tensors"].tobytes()))
+    safetensors.numpy.save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    (path / "config.json").write_text(json.dumps(json.loads(golden[f"{name}/config"].tobytes()) | settings))
+    tokenizer_of(name).save(path / "tokenizer.json")
+    return path
+
+
+def inputs(name):
+    return {key: jnp.asarray(x, jnp.int32) for key, x in ORACLE["inputs"](name).items()}
+
+
+def outputs(name, golden):
+    return {key.rpartition("/")[2]: x for key, x in golden.items() if key.startswith(f"{name}/outputs/")}
+
+
+def assert_equal_outputs(name, found, expected):
+    given = ORACLE["inputs"](name)
+    for key, x in expected.items():
+        of_tokens = x.shape[: given["input_ids"].ndim] == given["input_ids"].shape
+        real = given["attention_mask"] == 1 if of_tokens else ...
+        error = np.abs(np.asarray(found[key])[real] - x[real]).max()
+        assert error <= 1e-5 * np.abs(x[real]).max(), (key, error)
+
+
+@pytest.mark.parametrize("name", ORACLE["CLASSES"])
+def test_each_class_is_loaded_and_written_as_it_was(name, tmp_path, golden):
+    run = jaxnlp.load(written(tmp_path / "in", name, golden))
+    assert_equal_outputs(name, run.apply(inputs(name)), outputs(name, golden))
+    jaxnlp.export(run, tmp_path / "out")
+    before = safetensors.numpy.load(golden[f"{name}/tensors"].tobytes())
+    after = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    if name.startswith("Roberta"):  # rows of positions that nothing reads
+        table = next(key for key in before if key.endswith("position_embeddings.weight"))
+        before[table][:2] = 0
+    assert before.keys() == after.keys()
+    for key in before:
+        np.testing.assert_array_equal(after[key], before[key], err_msg=key)
+    settings, again = (json.loads((tmp_path / at / "config.json").read_text()) for at in ("in", "out"))
+    kept = set(again) - {"id2label", "label2id", "eos_token_id", "bos_token_id"}
+    for key in sorted(kept & set(settings)):
+        assert again[key] == settings[key], key
+    assert len(kept & set(settings)) >= 12
+
+
+PUBLISHED = {  # what older files hold beside or instead
+    "gamma and beta": lambda t: {
+        k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): x
+        for k, x in t.items()
+    },
+    "without the stem": lambda t: {k.removeprefix("bert."): x for k, x in t.items()},
+    "buffers": lambda t: t | {"bert.embeddings.position_ids": np.arange(ORACLE["T"])[None]},
+    "tied table": lambda t: (
+        t
+        | {
+            "cls.predictions.decoder.weight": t["bert.embeddings.word_embeddings.weight"].copy(),
+            "cls.predictions.decoder.bias": t["cls.predictions.bias"].copy(),
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("form", PUBLISHED)
+def test_published_forms_are_read(form, tmp_path, golden):
+    run = jaxnlp.load(written(tmp_path / "in", "BertForPreTraining", golden, PUBLISHED[form]))
+    assert_equal_outputs(
+        "BertForPreTraining", run.apply(inputs("BertForPreTraining")), outputs("BertForPreTraining", golden)
+    )
+
+
+def test_a_masked_lm_with_the_next_sentence_is_the_whole_pretraining(tmp_path, golden):
+    """As bert-base-uncased was published: config.json names BertForMaskedLM, the file holds both heads."""
+    settings = {"architectures": ["BertForMaskedLM"]}
+    run = jaxnlp.load(written(tmp_path / "in", "BertForPreTraining", golden, **settings))
+    assert_equal_outputs(
+        "BertForPreTraining", run.apply(inputs("BertForPreTraining")), outputs("BertForPreTraining", golden)
+    )
+
+
+def test_labels_make_the_task(tmp_path, golden):
+    names = {"id2label": {"1": "good", "0": "bad", "2": "so so"}}
+    run = jaxnlp.load(written(tmp_path / "a", "BertForSequenceClassification", golden, **names))
+    assert run.task == Classification(labels=("bad", "good", "so so"), length=ORACLE["T"])
+    one, pair = run.predict(["a b c", ("a b", "c")])
+    ids = lambda *texts: jnp.array([run.tokenizer.encode(" ".join(texts))])  # noqa: E731
+    assert sorted(one["scores"]) == ["bad", "good", "so so"] and one != pair and ids("a").shape == (1, 1)
+    jaxnlp.export(run, tmp_path / "b")
+    settings = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert settings["id2label"] == {"0": "bad", "1": "good", "2": "so so"}
+    assert settings["label2id"] == {"bad": 0, "good": 1, "so so": 2}
+
+
+def test_one_label_is_a_number(tmp_path, golden):
+    first = lambda t: {k: x[:1].copy() if k.startswith("classifier") else x for k, x in t.items()}  # noqa: E731
+    name = "BertForSequenceClassification"
+    run = jaxnlp.load(written(tmp_path / "in", name, golden, first, id2label={"0": "LABEL_0"}))
+    assert isinstance(run.task, Regression)
+    logits = golden[f"{name}/outputs/logits"]
+    assert_equal_outputs(name, run.apply(inputs(name)), {"logits": logits[:, :1]})
+    jaxnlp.export(run, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["problem_type"] == "regression"
+
+
+def test_pooling_is_that_of_sentence_transformers(tmp_path, golden):
+    path = written(tmp_path / "in", "BertModel", golden)
+    assert jaxnlp.load(path).task == Embedding(length=ORACLE["T"])
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    (path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 6}))
+    run = jaxnlp.load(path)
+    assert run.task == Embedding(pooling="max", length=6)
+    (found,) = run.predict(["a b c d e f g"])
+    ids = [run.tokenizer.bos_id, *run.tokenizer.encode("a b c d"), run.tokenizer.eos_id]
+    hidden = run.apply({"input_ids": jnp.array([ids])})["last_hidden_state"][0]
+    np.testing.assert_allclose(found["embedding"], hidden.max(0), rtol=1e-5)
+
+
+def test_fine_tuning_keeps_the_body_and_the_pooler(tmp_path, golden):
+    from jaxnlp.training import pretrained
+    from jaxnlp.training.experiment import Pretrained
+
+    path = written(tmp_path / "in", "BertModel", golden)
+    config, _ = pretrained.base(Pretrained(str(path)))
+    model = config.build(Classification(labels=("x", "y")).heads)
+    initial = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    merged = pretrained.load(Pretrained(str(path), fresh="heads/.*"), initial)
+    own, theirs = flatten_dict(merged, sep="/"), flatten_dict(jaxnlp.load(path).params, sep="/")
+    assert {key for key in own if key not in theirs} == {"heads/classification/kernel", "heads/classification/bias"}
+    for key in theirs:
+        np.testing.assert_array_equal(own[key], theirs[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("BertModel", {"hidden_act": "mish"}, "activation 'mish'; allowed: gelu, gelu_new"),
+        (
+            "BertModel",
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type=relative_key; allowed: abs",
+        ),
+        ("BertModel", {"num_attention_heads": 3}, "n_heads=3 does not divide model.d_model=8; allowed: 1, 2, 4, 8"),
+        ("BertModel", {"architectures": ["BertLMHeadModel"]}, r"architectures=.*; allowed: BertModel, BertForPreTr"),
+        ("RobertaModel", {"pad_token_id": 0}, "pad_token_id=0; allowed: 1"),
+        ("DistilBertModel", {"sinusoidal_pos_embds": True}, "sinusoidal_pos_embds=True; allowed: False"),
+        ("BertForSequenceClassification", {"problem_type": "multi_label_classification"}, "allowed: one label a text"),
+        ("BertModel", {"hidden_size": None}, "config.json"),
+        ("BertModel", {"vocab_size": 36}, r"at 1 tensor:\n  embeddings.word_embeddings.weight: shape \(37, 8\); .*36"),
+    ],
+)
+def test_a_wrong_config_is_named(name, settings, message, tmp_path, golden):
+    with pytest.raises(DirectoryError, match=message):
+        jaxnlp.load(written(tmp_path / "in", name, golden, **settings))
+
+
+def test_a_pooler_that_a_class_needs_is_asked_for(tmp_path, golden):
+    run = jaxnlp.load(written(tmp_path / "in", "DistilBertModel", golden))
+    task = Classification(labels=("x", "y"))
+    model = run.config.build(task.heads)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    with pytest.raises(ValueError, match="pooler=None; allowed in a DistilBertForSequenceClassification: relu"):
+        jaxnlp.export(Run(model, params, run.tokenizer, task), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+LIVE = """
+import sys, numpy as np, torch, transformers
+name, path, to = sys.argv[1:]
+model, report = getattr(transformers, name).from_pretrained(path, output_loading_info=True)
+assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+given = {key[3:]: torch.tensor(x) for key, x in np.load(to).items()}
+with torch.no_grad():
+    found = {key: x for key, x in model.eval()(**given).items() if torch.is_tensor(x)}
+pair = tokenizer("a b", "c d e")
+np.savez(to, ids=pair["input_ids"], kinds=pair.get("token_type_ids", []), **found)
+"""
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ORACLE["CLASSES"])
+def test_transformers_reads_what_is_exported(name, tmp_path, golden):
+    """Other weights than its own, of scanned layers, give it the same outputs; its tokenizer gives the same pair."""
+    from jaxnlp.nn.blocks import stack_layers
+    from jaxnlp.tasks.inputs import template
+
+    run = jaxnlp.load(written(tmp_path / "in", name, golden))
+    params = jax.tree.map(lambda x: x * 1.1, run.params)
+    model = dataclasses.replace(run.config, scan=True).build(run.task.heads)
+    run = dataclasses.replace(run, model=model, params=stack_layers(params))
+    jaxnlp.export(run, tmp_path / "out")
+    given = ORACLE["inputs"](name)
+    np.savez(tmp_path / "io.npz", **{f"in_{key}": x for key, x in given.items()})
+    subprocess.run([sys.executable, "-c", LIVE, name, tmp_path / "out", tmp_path / "io.npz"], check=True)
+    found = dict(np.load(tmp_path / "io.npz"))
+    pair = template(run.tokenizer).join(run.tokenizer.encode("a b"), run.tokenizer.encode("c d e"))
+    assert found.pop("ids").tolist() == pair["input_ids"].tolist()
+    assert found.pop("kinds").tolist() in (
+        [],
+        pair.get("token_type_ids", np.array([])).tolist(),
+        [0] * len(pair["input_ids"]),
+    )
+    assert_equal_outputs(name, run.apply(inputs(name)), found)
