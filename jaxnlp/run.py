@@ -111,7 +111,7 @@ def load(
     mesh: Mesh | None = None,
     dtype: Any = None,
 ) -> Run:
-    """The run in a folder, or the model in a directory that Hugging Face's transformers wrote.
+    """The run in a folder, or the model in a directory that Hugging Face's transformers wrote, here or on its Hub.
 
     Such a directory has a config.json and *.safetensors; `step`, `ema` and `average` ask for what it has not.
 
@@ -131,12 +131,11 @@ def load(
     loop.keep_compiled()
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     cast = {} if dtype is None else {"dtype": jnp.dtype(dtype).name}
-    if huggingface.is_directory(path):
+    if (found := huggingface.find(path)) is not None:
         if (step, ema, average) != ("latest", False, 1):
             raise ValueError(f"step={step!r}, ema={ema}, average={average} of {path}, which is no run; allowed: none")
-        found = huggingface.Directory(path)
         model = dataclasses.replace(found.config, **cast).build(found.task.heads)
-        params = found.params(sharding=sharding, dtype=dtype or jnp.float32)
+        params = found.params(lambda x: jax.device_put(x, sharding), dtype or jnp.float32)
         return Run(model, params, found.tokenizer(), found.task)
     with explained(path):
         folder = open_run(path)

@@ -183,7 +183,8 @@ class Dialect:
         labels = tuple(labels[str(i)] for i in range(len(labels)))
         if types == ():
             pooling = next((ours for theirs, ours in POOLINGS.items() if settings.get(theirs)), "mean")
-            return Embedding(pooling=pooling, length=min(settings.get("max_seq_length") or length, length))
+            longest = min(settings.get("max_seq_length") or length, length)
+            return Embedding(pooling=pooling, normalize=settings["normalize"], length=longest)
         if types == (heads.NextSentence,):
             return NextSentence(length=length)
         if types == (heads.Classification,):

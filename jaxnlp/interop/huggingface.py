@@ -10,9 +10,11 @@ directory is accounted for, or an error lists those that are not. Nothing is unp
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,6 +39,8 @@ SETTINGS = (  # a later one's count
     *("tokenizer_config.json", "config.json", "generation_config.json"),
     *("sentence_bert_config.json", "1_Pooling/config.json"),  # of sentence-transformers
 )
+FILES = ("*.json", "*.safetensors", "*.txt", "*.spm", "*.bpe")  # of a directory
+ON_HUB = r"\w[\w.-]*(/\w[\w.-]*)?"  # a model's name there
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = """\
 {found} may run any program when it is read, and is not; allowed: *.safetensors. To write those once, where PyTorch and
@@ -48,9 +52,29 @@ class DirectoryError(RuntimeError):
     """A directory that cannot be read as a model, and why."""
 
 
-def is_directory(path: str | os.PathLike) -> bool:
-    """Whether there is a config.json: what a directory of transformers has, and a run's folder has not."""
-    return not is_remote(path) and (pathlib.Path(path).expanduser() / "config.json").is_file()
+def find(path: str | os.PathLike) -> "Directory | None":
+    """The directory there, or that of a model of this name on the Hugging Face Hub; None for anything else.
+
+    The Hub is asked where `huggingface_hub` is installed (the extra `hub`) and no such folder can be meant.
+
+    Raises:
+        DirectoryError: as `Directory`, or the Hub has no such model or cannot be reached.
+    """
+    if is_remote(path):
+        return None
+    folder, name = pathlib.Path(path).expanduser(), os.fspath(path)
+    if (folder / "config.json").is_file():
+        return Directory(folder)
+    if folder.parent != pathlib.Path(".") and folder.parent.exists():
+        return None
+    if folder.exists() or not re.fullmatch(ON_HUB, name) or importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    import huggingface_hub
+
+    try:
+        return Directory(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
+    except (OSError, ValueError) as error:
+        raise DirectoryError(f"{name}: no folder here, and no model from the Hugging Face Hub: {error}") from error
 
 
 class Directory:
@@ -65,6 +89,8 @@ class Directory:
         self.settings = {}
         for name in SETTINGS:
             self.settings |= self._json(name)
+        modules = self.path / "modules.json"  # of sentence-transformers
+        self.settings["normalize"] = modules.is_file() and "models.Normalize" in modules.read_text(encoding="utf-8")
         kind = settings.get("model_type")
         if kind not in FAMILIES:
             raise DirectoryError(f"{self.path}/config.json: model_type={kind!r}; allowed: {', '.join(FAMILIES)}")
@@ -91,8 +117,8 @@ class Directory:
                 raise DirectoryError(f"{self.path}/config.json: {message}")
         return tokenizer
 
-    def params(self, *, sharding: Any = None, dtype: Any = jnp.float32) -> dict[str, Any]:
-        """The parameters, of unrolled layers, on the first device or as `sharding` says.
+    def params(self, place: Callable[[np.ndarray], Any] = jnp.asarray, dtype: Any = jnp.float32) -> dict[str, Any]:
+        """The parameters, of unrolled layers; `place` brings each to where it is wanted, by default the first device.
 
         DirectoryError, which lists them all, for tensors that are missing, of another shape or not known.
         """
@@ -104,8 +130,8 @@ class Directory:
             found = {}
             for row in rows:
                 shape = shapes[row.ours].shape
-                parts = [tensors.read(where[name]).astype(dtype) for name in row.names]
-                found[row.ours] = jax.device_put(row.to_ours(parts, shape, words(row)), sharding)
+                parts = [tensors.read(where[name]).astype(dtype, copy=False) for name in row.names]
+                found[row.ours] = place(row.to_ours(parts, shape, words(row)))
         return unflatten_dict(found, sep="/")
 
     def _checked(

@@ -69,7 +69,7 @@ class Row(NamedTuple):
         """Our leaf; rows that fill a vocabulary up are zero."""
         x = tensors if self.stacked else tensors[0][self.skip :]
         x = einops.rearrange(x, f"{self._theirs} -> {self.axes}", **self._sizes(ours, words))
-        return np.pad(x, [(0, n - m) for n, m in zip(ours, x.shape, strict=True)])
+        return x if x.shape == tuple(ours) else np.pad(x, [(0, n - m) for n, m in zip(ours, x.shape, strict=True)])
 
     def to_theirs(self, leaf: np.ndarray, words: int) -> dict[str, np.ndarray]:
         """The tensors by name, each with memory of its own."""

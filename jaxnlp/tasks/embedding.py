@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.models.heads import pool
 from jaxnlp.tasks.inputs import by_length, parts, read, template
-from jaxnlp.tasks.task import Batch
+from jaxnlp.tasks.task import Batch, Record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,17 @@ class Embedding:
     def heads(self) -> tuple[()]:
         return ()
 
+    def features(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[Record]:
+        """What the model reads of each."""
+        ids = tokenizer.encode_batch([parts(text, ("text",))[0] for text in texts])
+        return [template(tokenizer).fit(row, length=self.length) for row in ids]
+
     def predict(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str]
     ) -> list[dict[str, Any]]:
         """{"embedding": D numbers} for each text."""
-        ids = tokenizer.encode_batch([parts(text, ("text",))[0] for text in texts])
-        records = [template(tokenizer).fit(row, length=self.length) for row in ids]
         run = functools.partial(_embed, model, self.pooling, self.normalize, params)
-        found = by_length(run, records, pad_id=tokenizer.pad_id, max_length=self.length)
+        found = by_length(run, self.features(texts, tokenizer), pad_id=tokenizer.pad_id, max_length=self.length)
         return [{"embedding": vector.tolist()} for vector in found]
 
 

