@@ -117,7 +117,7 @@ class Directory:
                 raise DirectoryError(f"{self.path}/config.json: {message}")
         return tokenizer
 
-    def params(self, place: Callable[[np.ndarray], Any] = jnp.asarray, dtype: Any = jnp.float32) -> dict[str, Any]:
+    def params(self, place: Callable[[np.ndarray], Any] = jax.device_put, dtype: Any = jnp.float32) -> dict[str, Any]:
         """The parameters, of unrolled layers; `place` brings each to where it is wanted, by default the first device.
 
         DirectoryError, which lists them all, for tensors that are missing, of another shape or not known.
