@@ -419,9 +419,14 @@ def _parts(max_length: int) -> tuple[int, ...]:
 # Rows by hand ---------------------------------------------------------------------------------------------------------
 
 
-def width(length: int, max_length: int) -> int:
-    """Of the few sizes of `pad`, the one that holds so many tokens: a power of two, or max_length."""
-    return min(max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()), max_length)
+def width(length: int, max_length: int, parts: int = 1) -> int:
+    """Of the few sizes of `pad`, the one that holds so many tokens: a power of two, or max_length.
+
+    With `parts`, so many sizes from a power of two to the next, evenly: 40, 48, 56, 64 are four.
+    """
+    power = max(SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+    step = power if parts == 1 else power // (2 * parts)
+    return min(-(-length // step) * step, max_length)
 
 
 def pad(rows: Sequence[Sequence[int] | np.ndarray], *, pad_id: int, max_length: int) -> Batch:
@@ -433,12 +438,12 @@ def pad(rows: Sequence[Sequence[int] | np.ndarray], *, pad_id: int, max_length: 
     return collate([{"input_ids": np.asarray(row, np.int32)} for row in rows], pad_id, max_length)
 
 
-def collate(records: Sequence[Batch], pad_id: int, max_length: int) -> Batch:
+def collate(records: Sequence[Batch], pad_id: int, max_length: int, parts: int = 1) -> Batch:
     """Records whose fields run along the tokens, up to max_length, as a batch of [B, T], with attention_mask.
 
     What a record lacks that another has is 0.
     """
-    shape = [len(records), width(max(len(record["input_ids"]) for record in records), max_length)]
+    shape = [len(records), width(max(len(record["input_ids"]) for record in records), max_length, parts)]
     batch = {name: np.zeros(shape, np.int32) for name in {"attention_mask", *itertools.chain(*records)}}
     batch["input_ids"][:] = pad_id
     for i, record in enumerate(records):

@@ -24,6 +24,7 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.tasks.task import Batch, Record, require
 
 ROWS = 32  # of a batch of predictions
+PARTS = 2  # widths of such batches from a power of two to the next: a program each, and less padding
 READ = ("input_ids", "attention_mask", "token_type_ids")  # what of a batch the model reads
 
 
@@ -156,7 +157,7 @@ def by_length(
         rows = order[start : start + ROWS]
         # Of many records every batch has as many rows, so that a width compiles once.
         filled = rows + rows[-1:] * (ROWS - len(rows) if len(order) > ROWS else 0)
-        made = jax.device_get(function(batches.collate([records[i] for i in filled], pad_id, max_length)))
+        made = jax.device_get(function(batches.collate([records[i] for i in filled], pad_id, max_length, PARTS)))
         for row, i in enumerate(rows):
             found[i] = jax.tree.map(lambda x: x[row], made)  # noqa: B023
     return found
