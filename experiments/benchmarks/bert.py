@@ -173,9 +173,8 @@ def predict(args: argparse.Namespace) -> None:
     far = max(abs(a["score"] - b["score"]) for a, b in zip(told["jaxnlp"], told["PyTorch"], strict=True))
     for name, seconds in found.items():
         print(f"{name:8}{seconds:8.2f} s{len(texts) / seconds:9.1f} texts/s")
-    print(
-        f"ratio   {found['PyTorch'] / found['jaxnlp']:8.2f}   {same} of {len(texts)} labels are the same, scores to {far:.1e}"
-    )
+    ratio = found["PyTorch"] / found["jaxnlp"]
+    print(f"ratio   {ratio:8.2f}   {same} of {len(texts)} labels are the same, scores to {far:.1e}")
 
 
 def main():

@@ -76,7 +76,7 @@ def _check(batch_size: int, length: int, seed: int | None) -> None:
             raise ValueError(f"{name}: found {value}; allowed: {least} or more")
 
 
-def _check_step(step: int, seed: int | None, steps_per_epoch: int) -> None:
+def check_step(step: int, seed: int | None, steps_per_epoch: int) -> None:
     if step < 0 or (seed is None and step >= steps_per_epoch):
         allowed = "0 or more" if seed is not None else f"0 to {steps_per_epoch - 1}, which is one pass"
         raise IndexError(f"step: found {step}; allowed: {allowed}")
@@ -111,10 +111,10 @@ class Windows:
         self.n_windows = self.n_tokens // length if self.circular else -(-(self.n_tokens - 1) // length)
         self.steps_per_epoch = -(-self.n_windows // batch_size)
         self.shapes = ((batch_size, length),)
-        self._stream = functools.lru_cache(maxsize=2)(self._make_stream)  # a step may lie on two epochs
+        self.stream = functools.lru_cache(maxsize=2)(self._make_stream)  # a step may lie on two epochs
 
     def __call__(self, step: int, rows: Rows = slice(None)) -> Batch:
-        _check_step(step, self.seed, self.steps_per_epoch)
+        check_step(step, self.seed, self.steps_per_epoch)
         numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rows]
         tokens = np.zeros([len(numbers), self.length + 1], np.int32)
         segments = np.zeros([len(numbers), self.length + 1], np.int32)
@@ -122,7 +122,7 @@ class Windows:
         for row, number in enumerate(numbers.tolist()):
             epoch, window = (0, number) if self.seed is None else divmod(number, self.n_windows)
             if window < self.n_windows:
-                self._fill(self._stream(epoch), window, tokens[row], segments[row], positions[row])
+                self._fill(self.stream(epoch), window, tokens[row], segments[row], positions[row])
         inputs, labels = segments[:, :-1], segments[:, 1:]
         counts = (labels == inputs) & (labels > 0) if self.apart else labels > 0
         batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:], "weights": counts.astype(np.float32)}
@@ -225,7 +225,7 @@ class _Bucketed:
 
     def examples(self, step: int) -> Int[np.ndarray, "B"]:
         """Which example, by its number in the cache, stands in which row of a step; -1 in rows of weight 0."""
-        _check_step(step, self.seed, self.steps_per_epoch)
+        check_step(step, self.seed, self.steps_per_epoch)
         epoch, step = divmod(step, self.steps_per_epoch)
         return self._plan(epoch)[step]
 

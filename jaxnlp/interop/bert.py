@@ -19,6 +19,7 @@ from jaxnlp.interop.tables import Row, fields, from_heads, norm, product
 from jaxnlp.models import bert, heads
 from jaxnlp.tasks.classification import Classification, NextSentence
 from jaxnlp.tasks.embedding import Embedding
+from jaxnlp.tasks.masked_lm import MaskedLM
 from jaxnlp.tasks.regression import Regression
 
 Heads = tuple[heads.Head, ...]
@@ -185,6 +186,8 @@ class Dialect:
             pooling = next((ours for theirs, ours in POOLINGS.items() if settings.get(theirs)), "mean")
             longest = min(settings.get("max_seq_length") or length, length)
             return Embedding(pooling=pooling, normalize=settings["normalize"], length=longest)
+        if types[0] is heads.MaskedLM:
+            return MaskedLM(length=length, next_sentence=len(types) > 1)
         if types == (heads.NextSentence,):
             return NextSentence(length=length)
         if types == (heads.Classification,):

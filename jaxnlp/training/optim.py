@@ -1,4 +1,6 @@
-"""AdamW (Loshchilov and Hutter, 2019) or Muon (Jordan et al., 2024) on a warmed-up schedule, clipped: all of it optax.
+"""AdamW (Loshchilov and Hutter, 2019), LAMB (You et al., 2020) or Muon (Jordan et al., 2024), warmed up and clipped.
+
+All of it is optax.
 
 lr(t) = lr (t + 1) / (W + 1)                                              t < W = warmup * steps
 lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (E - W))) / 2)          W <= t < E = end_at * steps
@@ -8,10 +10,12 @@ or, with decay "rsqrt", lr sqrt((W + 1) / (t + 1)) from W on (Vaswani et al., 20
 
 lr = 1 / sqrt(D (W + 1)) in a model of width D.
 
-Decay is on matrices and tables only. Muon takes the momentum (0.95, Nesterov's) of a block's matrix [m, n] = U S V' by
-five steps of Newton and Schulz's iteration to nearly U V', which is orthogonal, and scales it by 0.2 sqrt(max(m, n)) to
-the size of AdamW's updates (Liu et al., 2025, eq. 4), so that lr and decay mean the same in both. The queries', keys'
-and values' matrices are three. What is no block's matrix stays with AdamW.
+Decay is on matrices and tables only. LAMB, for batches of many thousands, scales Adam's decayed update u of a matrix or
+table W by |W| / |u| (algorithm 2, with phi the identity), and no other's. Muon takes the momentum (0.95, Nesterov's) of
+a block's matrix [m, n] = U S V' by five steps of Newton and Schulz's iteration to nearly U V', which is orthogonal, and
+scales it by 0.2 sqrt(max(m, n)) to the size of AdamW's updates (Liu et al., 2025, eq. 4), so that lr and decay mean the
+same in both; what is no block's matrix stays with AdamW. To LAMB and Muon the queries', keys' and values' matrices are
+three, and each layer's are its own.
 """
 
 import dataclasses
@@ -40,13 +44,13 @@ MATRICES = {  # axes that are rows and columns of a kernel's matrix; the others 
 class Optim:
     """The rule's numbers; the defaults are AdamW's for GPT-3 125M (Brown et al., 2020, table 2.1 and appendix B)."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "lamb", "muon"] = "adamw"
     lr: float = 6e-4  # the peak
     warmup: float = 0.02  # fraction of the steps
     decay: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"  # from the peak to end * lr; "rsqrt" has no end
     end: float = 0.1  # of the peak
     end_at: float = 1.0  # fraction of the steps after which it stays there
-    b1: float = 0.9  # AdamW's, as b2 and epsilon
+    b1: float = 0.9  # AdamW's and LAMB's, as b2 and epsilon
     b2: float = 0.95
     mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment: bfloat16 saves 2 bytes a parameter
     epsilon: float = 1e-8
@@ -90,16 +94,12 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
 
 def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
     """The transformation of a gradient, averaged over the batch, into an update; frozen paths have no state."""
-    adamw = optax.adamw(
-        schedule(optim, steps),
-        b1=optim.b1,
-        b2=optim.b2,
-        eps=optim.epsilon,
-        weight_decay=optim.weight_decay,
-        mask=decayed,
-        mu_dtype=optim.mu_dtype,
-    )
-    rule = adamw
+    adam = optax.scale_by_adam(optim.b1, optim.b2, optim.epsilon, mu_dtype=optim.mu_dtype)
+    decay = optax.add_decayed_weights(optim.weight_decay, decayed)
+    down = optax.scale_by_learning_rate(schedule(optim, steps))
+    rule = adamw = optax.chain(adam, decay, down)
+    if optim.name == "lamb":
+        rule = optax.chain(adam, decay, optax.stateless(_trusted), down)
     if optim.name == "muon":
         muon = optax.contrib.muon(
             schedule(optim, steps),
@@ -135,6 +135,23 @@ def _matrix(path: str, _: Any) -> optax.contrib.MuonDimensionNumbers:
         if re.fullmatch(pattern, path):
             return axes
     raise ValueError(f"optim.name='muon' does not know the matrices of {path}; allowed: {', '.join(MATRICES)}")
+
+
+def _trusted(updates: Params, params: Params) -> Params:
+    """Each matrix's update times |W| / |u|, where neither is 0."""
+
+    def scaled(path: str, update: jax.Array, value: jax.Array) -> jax.Array:
+        if path.endswith(("bias", "scale")):
+            return update
+        apart = {0} if "/layers/" in path or path.startswith("memory/") else set()
+        if path.endswith(("qkv/kernel", "keys_values/kernel")):
+            apart.add(update.ndim - 3)
+        axes = tuple(axis for axis in range(update.ndim) if axis not in apart)
+        w, u = (jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axes, keepdims=True)) for x in (value, update))
+        return update * jnp.where((w > 0) & (u > 0), w / jnp.where(u > 0, u, 1.0), 1.0).astype(update.dtype)
+
+    names = by_path(lambda path, _: path, updates)
+    return jax.tree.map(scaled, names, updates, params)
 
 
 def decayed(params: Params) -> Params:
