@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from jaxnlp import cli
-from jaxnlp.data.tokenizers import Characters
+from jaxnlp.data.tokenizers import Characters, WordPiece
 from jaxnlp.models import gpt
 from jaxnlp.tasks.language_modeling import LanguageModeling
+from jaxnlp.tasks.masked_lm import MaskedLM
 from jaxnlp.tasks.translation import Translation
 from jaxnlp.training import loop
 from jaxnlp.training.experiment import Data, Experiment, from_json, to_json
@@ -80,10 +81,12 @@ def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
     }  # fmt: skip
     fields = {field.name for field in dataclasses.fields(c)}
     model = dataclasses.replace(c, **{name: value for name, value in small.items() if name in fields})
-    return dataclasses.replace(experiment, model=model, tokenizer=Characters())
+    tokenizer = WordPiece(vocab_size=64) if isinstance(task, MaskedLM) else Characters()
+    return dataclasses.replace(experiment, model=model, tokenizer=tokenizer)
 
 
 ALIKE = {
+    "bert_pretrain_docs",
     "gpt3",
     "rnnsearch_wmt14",
     "seq2seq_ko_en",
