@@ -66,11 +66,12 @@ class Mapped:
         return self.batches.shapes
 
 
-def _random(seed: int, epoch: int, purpose: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch, purpose]))
+def generator(seed: int, *of: int) -> np.random.Generator:
+    """A random stream of the seed; of what, the words say: an epoch, a row in it, and last its purpose."""
+    return np.random.default_rng(np.random.SeedSequence([seed, *of]))
 
 
-def _check(batch_size: int, length: int, seed: int | None) -> None:
+def check(batch_size: int, length: int, seed: int | None) -> None:
     for name, value, least in (("batch_size", batch_size, 1), ("length", length, 1), ("seed", seed, 0)):
         if value is not None and value < least:
             raise ValueError(f"{name}: found {value}; allowed: {least} or more")
@@ -99,7 +100,7 @@ class Windows:
     """See `windows`."""
 
     def __init__(self, cache: Cache, length: int, batch_size: int, seed: int | None, apart: bool):
-        _check(batch_size, length, seed)
+        check(batch_size, length, seed)
         self.cache, self.length, self.batch_size, self.seed, self.apart = cache, length, batch_size, seed, apart
         self.n_tokens = int(cache.lengths.sum())
         if self.n_tokens < 2:
@@ -134,10 +135,10 @@ class Windows:
         n = len(self.cache.lengths)
         documents, phase, order = np.arange(n), 0, np.arange(self.n_windows)
         if self.seed is not None:
-            documents = _random(self.seed, epoch, DOCUMENTS).permutation(n)
-            order = _random(self.seed, epoch, WINDOWS).permutation(self.n_windows)
+            documents = generator(self.seed, epoch, DOCUMENTS).permutation(n)
+            order = generator(self.seed, epoch, WINDOWS).permutation(self.n_windows)
         if self.circular:
-            phase = int(_random(self.seed, epoch, PHASE).integers(self.n_tokens))
+            phase = int(generator(self.seed, epoch, PHASE).integers(self.n_tokens))
         return _Stream(documents, np.cumsum(self.cache.lengths[documents]), phase, order)
 
     def _fill(self, stream: _Stream, window: int, tokens, segments, positions) -> None:
@@ -193,7 +194,7 @@ class _Bucketed:
     def __init__(
         self, cache: Cache, batch_size: int, max_length: int, pad_id: int, seed: int | None, buckets: tuple[int, ...]
     ):
-        _check(batch_size, max_length, seed)
+        check(batch_size, max_length, seed)
         if tuple(sorted(set(buckets))) != tuple(buckets) or not buckets or buckets[0] < 1 or buckets[-1] != max_length:
             raise ValueError(f"buckets: found {buckets}; allowed: rising lengths of which the last is {max_length=}")
         if len(cache) == 0:
@@ -241,14 +242,14 @@ class _Bucketed:
         raise NotImplementedError
 
     def _make_plan(self, epoch: int) -> list[Int[np.ndarray, "B"]]:
-        order = self.kept if self.seed is None else _random(self.seed, epoch, EXAMPLES).permutation(self.kept)
+        order = self.kept if self.seed is None else generator(self.seed, epoch, EXAMPLES).permutation(self.kept)
         plan = []
         for group, rows in self._groups(order):
             empty = np.full(-len(group) % rows, -1)
             plan += list(np.concatenate([group, empty]).reshape(-1, rows))
         if self.seed is None:
             return plan
-        return [plan[i] for i in _random(self.seed, epoch, ORDER).permutation(len(plan))]
+        return [plan[i] for i in generator(self.seed, epoch, ORDER).permutation(len(plan))]
 
 
 class Padded(_Bucketed):

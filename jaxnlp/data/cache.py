@@ -79,12 +79,15 @@ class Cache:
 
     def tokens(self, i: int, start: int, stop: int) -> Int[np.ndarray, " n"]:
         """`self[i]["input_ids"][start:stop]`, reading only the pieces that hold it; 0 <= start < stop <= length."""
+        return self.slice(i, start, stop)["input_ids"]
+
+    def slice(self, i: int, start: int, stop: int) -> Record:
+        """As `tokens`, of each array of one axis."""
         first = self._first_piece[i]
         pieces = range(first + start // PIECE, first + (stop - 1) // PIECE + 1)
         shard = int(np.searchsorted(self._shard_start, pieces.start, side="right")) - 1  # a record lies in one shard
-        ids = _joined([piece["input_ids"] for piece in self._load(shard, pieces)])
-        offset = start // PIECE * PIECE
-        return ids[start - offset : stop - offset]
+        found, offset = _whole(self._load(shard, pieces)), start // PIECE * PIECE
+        return {name: a[start - offset : stop - offset] for name, a in found.items() if a.ndim == 1}
 
     def _load(self, shard: int, pieces: Iterable[int]) -> list[Record]:
         raw = self._readers[shard].read([int(n - self._shard_start[shard]) for n in pieces])

@@ -1,246 +1,298 @@
-"""Rows for the pretraining of BERT (Devlin et al., 2019, 3.1), as a pure function of (seed, step).
+"""Batches of what BERT is pretrained on (Devlin et al., 2019, section 3.1 and appendix A): words to be guessed, and
+whether a text goes on from another. As everything in batches.py, a pure function of (seed, step).
 
-    [CLS] a a a a [SEP] b b b [SEP]       b goes on from a, or comes from another document, half of the time each
-    [CLS] a a a a a a a a a a [SEP]       without next sentences: whatever fits, over the ends of documents
-                                          (Liu et al., 2019, 4.2: FULL-SENTENCES)
+    >>> texts = next_sentences(cache, length=128, room=125, join=join, batch_size=256, seed=0, pad_id=0)
+    >>> masked(texts, vocabulary, rate=0.15, whole_words=False, seed=0)(7)["masked_positions"].shape
+    (256, 20)
 
-Of the texts' tokens 15 % are asked for; of these 80 % are replaced by [MASK], 10 % by a random token, 10 % stay. Which
-ones is drawn anew for every row of every step.
-
-A row's place in the texts is a window's (see `batches.windows`): all documents are one line, a circle in training, cut
-at a random phase each epoch; a row begins with the first sentence that begins in its window. Where BERT's own files
-were written once, and repeated with ten masks, nothing repeats here.
-
-Letters: B batch, T length, M masked positions.
+`next_sentences` gives [CLS] A [SEP] B [SEP], `full_sentences` one long text (RoBERTa: Liu et al., 2019, section 4.2),
+and `masked` hides words of either, others at each step. Evaluation, the seed None, is one pass in order, in which the
+choices are drawn too, always the same ones.
+Letters: B batch, T length, M masked positions, V vocabulary; n tokens of a text.
 """
 
-import dataclasses
-import re
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxnlp.data import batches
-from jaxnlp.data.batches import Batch, Rows
+from jaxnlp.data.batches import Batch, Batches, Rows, check, check_step, generator, windows
 from jaxnlp.data.cache import Cache
 
-PLACES, MASKS = 10, 11  # what a random stream is for
-SHORTEST = 2  # tokens of a pair that is made short
-EVALUATION = 2**31  # the seed of evaluation, which has none
-ENDS = re.compile(r"(?<=[.!?。！？])\s+")  # of sentences
+PAIRS, PAIR, MASKS = range(5, 8)  # what a random stream is for, after those of batches.py
+EVALUATION = 2**32 - 1  # in the place of a seed
+MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the others stay as they are
+
+Tokens = Int[np.ndarray, " n"]
+Join = Callable[..., Batch]  # one text's tokens, or two's, with the special ones: {"input_ids", "token_type_ids"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """What masking knows of the tokens."""
-
-    cls_id: int
-    sep_id: int
-    pad_id: int
-    mask_id: int
-    begins: Bool[np.ndarray, " V"]  # whether a token begins a word
-    special: Bool[np.ndarray, " V"]  # never drawn, never asked for
+def _random(seed: int | None, *of: int) -> np.random.Generator:
+    return generator(EVALUATION if seed is None else seed, *of)
 
 
-def slots(length: int, rate: float) -> int:
-    """Masked positions that a row has room for."""
-    return max(1, round(rate * length))
+# Two texts ------------------------------------------------------------------------------------------------------------
 
 
-class Pretraining:
-    """See `pretraining`."""
+class NextSentences:
+    """See `next_sentences`."""
 
     def __init__(
         self,
         cache: Cache,
-        vocabulary: Vocabulary,
-        *,
         length: int,
+        room: int,
+        join: Join,
         batch_size: int,
         seed: int | None,
-        next_sentence: bool,
-        rate: float,
-        whole_words: bool,
-        short: float,
+        pad_id: int,
+        short_rate: float,
     ):
-        self.room = length - (3 if next_sentence else 2)
-        # Windows of the texts alone; the special tokens come on top.
-        self.windows = batches.windows(cache, length=self.room, batch_size=batch_size, seed=seed)
-        if next_sentence and len(cache) < 2:
-            raise ValueError("next_sentence: found one document; allowed: two and more, for texts that do not go on")
-        self.cache, self.vocabulary, self.length, self.seed = cache, vocabulary, length, seed
-        self.next_sentence, self.rate, self.whole_words, self.short = next_sentence, rate, whole_words, short
+        check(batch_size, length, seed)
+        if len(cache) < 2:
+            raise ValueError(f"next_sentences: found {len(cache)} documents; allowed: two and more, B being of another")
+        self.cache, self.length, self.room, self.join = cache, length, room, join
+        self.batch_size, self.seed, self.pad_id, self.short_rate = batch_size, seed, pad_id, short_rate
+        self.ends = np.cumsum(-(-cache.lengths // room))  # where the rows of each document end, in one line of them
+        self.n_rows = int(self.ends[-1])
+        self.steps_per_epoch = -(-self.n_rows // batch_size)
+        self.shapes = ((batch_size, length),)
+        self._order = functools.lru_cache(maxsize=2)(self._make_order)  # a step may lie on two epochs
+
+    def __call__(self, step: int, rows: Rows = slice(None)) -> Batch:
+        check_step(step, self.seed, self.steps_per_epoch)
+        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        tokens = {name: np.zeros([len(numbers), self.length], np.int32) for name in ("input_ids", "token_type_ids")}
+        tokens["input_ids"][:] = self.pad_id
+        mask, labels = np.zeros([len(numbers), self.length], np.int32), np.zeros(len(numbers), np.int32)
+        weights = np.zeros(len(numbers), np.float32)
+        for row, number in enumerate(numbers.tolist()):
+            epoch, place = (0, number) if self.seed is None else divmod(number, self.n_rows)
+            if place >= self.n_rows:  # what evaluation's last batch lacks
+                continue
+            a, b, labels[row] = self.pair(epoch, int(self._order(epoch)[place]))
+            for name, values in self.join(a, b).items():
+                tokens[name][row, : len(values)] = values
+                mask[row, : len(values)] = 1
+            weights[row] = 1
+        return {**tokens, "attention_mask": mask, "next_sentence_labels": labels, "next_sentence_weights": weights}
+
+    def pair(self, epoch: int, row: int) -> tuple[Tokens, Tokens, int]:
+        """A, B and whether B is of another document, of a row's number among those of the epoch."""
+        rng = _random(self.seed, epoch, row, PAIR)
+        document = int(np.searchsorted(self.ends, row, side="right"))
+        first, n = (int(self.ends[document - 1]) if document else 0), int(self.cache.lengths[document])
+        another = bool(rng.random() < 0.5)
+        room = int(rng.integers(2, self.room + 1)) if rng.random() < self.short_rate else self.room
+        # The document's rows begin all over it, as far apart as there are rows, and as far as there is a row to fill.
+        share = (row - first + rng.random()) / (int(self.ends[document]) - first)
+        text, starts = self._read(document, int(share * max(n - room + 1, 1)), room)
+        borders = np.flatnonzero(starts[1:]) + 1
+        cut = int(rng.choice(borders)) if len(borders) else int(rng.integers(1, max(len(text), 2)))
+        a, b = text[:cut], text[cut:]
+        another |= len(b) == 0  # a document of one token
+        if another:
+            other = int(rng.integers(len(self.cache) - 1))
+            other += other >= document
+            b, _ = self._read(other, int(rng.integers(self.cache.lengths[other])), max(room - len(a), 1))
+        return *_fit(a, b, room, rng), int(another)
+
+    def _read(self, document: int, at: int, n: int) -> tuple[Tokens, Bool[np.ndarray, " n"]]:
+        """Whole sentences from the one that holds token `at`, n tokens or the sentences' more; and where each starts.
+
+        Of a sentence longer than a row only what is within a row's length.
+        """
+        low, stop = max(at - self.room, 0), min(at + n + self.room, int(self.cache.lengths[document]))
+        found = self.cache.slice(document, low, stop)
+        ids, starts = found["input_ids"], found["sentence_starts"].astype(bool)
+        before = np.flatnonzero(starts[: at - low + 1])
+        first = int(before[-1]) if len(before) else at - low
+        after = np.flatnonzero(starts[first + n :])
+        last = first + n + int(after[0]) if len(after) else len(ids)
+        return ids[first:last], starts[first:last]
+
+    def _make_order(self, epoch: int) -> Int[np.ndarray, " R"]:
+        numbers = np.arange(self.n_rows)
+        return numbers if self.seed is None else _random(self.seed, epoch, PAIRS).permutation(numbers)
+
+
+def _fit(a: Tokens, b: Tokens, room: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+    """While both have no room the longer loses a token, its first or its last by the toss of a coin."""
+    excess = max(len(a) + len(b) - room, 0)
+    short = min(len(a), len(b), room // 2)
+    left = (len(a), room - len(a)) if len(a) <= short else (room - len(b), len(b)) if len(b) <= short else None
+    sizes = (left or (room - room // 2, room // 2)) if excess else (len(a), len(b))
+    fronts = [int(rng.binomial(len(x) - size, 0.5)) for x, size in zip((a, b), sizes, strict=True)]
+    a, b = (x[front : front + size] for x, front, size in zip((a, b), fronts, sizes, strict=True))
+    return a, b
+
+
+def next_sentences(
+    cache: Cache,
+    *,
+    length: int,
+    room: int,
+    join: Join,
+    batch_size: int,
+    seed: int | None,
+    pad_id: int,
+    short_rate: float = 0.1,
+) -> NextSentences:
+    """Two texts a row, of which the second follows the first in its document, or is of another one.
+
+    input_ids, attention_mask, token_type_ids [B, T], next_sentence_labels, next_sentence_weights [B]. Documents of
+    sentences "ab", "cde" and "fg", "h"; [ and ] stand for [CLS] and [SEP]:
+
+        input_ids  [ a b ] c d e ]    token_type_ids  0 0 0 0 1 1 1 1    next_sentence_labels  0    weights  1
+                   [ f g ] c d e ]                    0 0 0 0 1 1 1 1                          1             1
+
+    Records hold input_ids and sentence_starts, 1 where a sentence begins. `join` adds the special tokens, which leave
+    `room` tokens to the texts. A document of n tokens has ceil(n / room) rows an epoch. Each reads sentences from some
+    place of the document until they fill the room, or with probability `short_rate` a number of tokens from 2 to it;
+    a border between two of them, drawn at random, ends A. B is the rest, or half of the time sentences from anywhere
+    in another document, which fill up what A left. What is then too long loses tokens from the front or the back of the
+    longer.
+
+    Differs from google-research/bert: rows of a document may overlap, so that any one can be made without the others;
+    one sentence alone is cut between any two tokens, where theirs always has a B of another document.
+    """
+    return NextSentences(cache, length, room, join, batch_size, seed, pad_id, short_rate)
+
+
+# One text -------------------------------------------------------------------------------------------------------------
+
+
+class FullSentences:
+    """See `full_sentences`."""
+
+    def __init__(
+        self, cache: Cache, length: int, room: int, join: Join, batch_size: int, seed: int | None, pad_id: int
+    ):
+        self.windows = windows(cache, length=room, batch_size=batch_size, seed=seed, apart=True)
+        self.length, self.join, self.pad_id = length, join, pad_id
         self.batch_size, self.steps_per_epoch = batch_size, self.windows.steps_per_epoch
         self.shapes = ((batch_size, length),)
 
     def __call__(self, step: int, rows: Rows = slice(None)) -> Batch:
-        batches.check_step(step, self.seed, self.steps_per_epoch)
-        numbers = np.arange(self.batch_size)[rows]
-        plain = {} if self.next_sentence else self.windows(step, rows)
-        batch = _empty(len(numbers), self.length, slots(self.length, self.rate), self.vocabulary.pad_id)
-        for row, number in enumerate(numbers.tolist()):
-            rng = self._random(step * self.batch_size + number, PLACES)
-            if self.next_sentence:
-                found = self._pair(step * self.batch_size + number, rng)
-            else:
-                # A text's last window has a token more than it has labels: nothing follows its last.
-                labels = int(plain["weights"][row].sum())
-                found = plain["input_ids"][row, : labels and labels + 1], None, 0
-            if found is not None and len(found[0]):
-                self._fill({name: x[row] for name, x in batch.items()}, *found, step * self.batch_size + number)
-                batch["next_sentence_labels"][row], batch["next_sentence_weights"][row] = found[2], self.next_sentence
-        if not self.next_sentence:
-            del batch["next_sentence_labels"], batch["next_sentence_weights"], batch["token_type_ids"]
+        found = self.windows(step, rows)
+        batch = {
+            "input_ids": np.full([len(found["input_ids"]), self.length], self.pad_id, np.int32),
+            "attention_mask": np.zeros([len(found["input_ids"]), self.length], np.int32),
+        }
+        for row, (ids, real) in enumerate(zip(found["input_ids"], found["segment_ids"] > 0, strict=True)):
+            if real.any():
+                ids = self.join(ids[real])["input_ids"]
+                batch["input_ids"][row, : len(ids)], batch["attention_mask"][row, : len(ids)] = ids, 1
         return batch
 
-    def _random(self, number: int, purpose: int) -> np.random.Generator:
-        seed = EVALUATION if self.seed is None else self.seed
-        return np.random.default_rng(np.random.SeedSequence([seed, number, purpose]))
 
-    def _pair(self, number: int, rng: np.random.Generator):
-        """The tokens of both texts, and whether the second is from another document; None beyond the last row."""
-        at = self._place(number)
-        if at is None:
-            return None
-        document, offset = at
-        target = self.room if rng.random() >= self.short else int(rng.integers(SHORTEST, self.room + 1))
-        apart = bool(rng.random() < 0.5) or int(self.cache.lengths[document]) < 2
-        texts = self._sentences(document, offset, target, at_least=1 if apart else 2)
-        if len(texts) == 1 and not apart:  # a document of one sentence goes on from its first half
-            texts = np.array_split(texts[0], 2)
-        split = int(rng.integers(1, len(texts))) if len(texts) > 1 else 1
-        a, b = texts[:split], texts[split:]
-        if apart:
-            other = int(rng.integers(len(self.cache) - 1))
-            other += other >= document
-            starts = self.cache[other]["starts"]
-            left = max(target - sum(map(len, a)), 1)
-            b = self._sentences(other, int(starts[rng.integers(len(starts))]), left)
-        a, b = _cut([np.concatenate(a), np.concatenate(b)], target, rng)
-        return a, b, int(apart)
+def full_sentences(
+    cache: Cache, *, length: int, room: int, join: Join, batch_size: int, seed: int | None, pad_id: int
+) -> FullSentences:
+    """Windows over all documents, one after another, each with its special tokens: input_ids, attention_mask [B, T].
 
-    def _place(self, number: int) -> tuple[int, int] | None:
-        """The document and offset where the row's window begins."""
-        w = self.windows
-        epoch, window = (0, number) if self.seed is None else divmod(number, w.n_windows)
-        if window >= w.n_windows:
-            return None
-        stream = w.stream(epoch)
-        at = (stream.phase + int(stream.order[window]) * w.length) % w.n_tokens
-        place = int(np.searchsorted(stream.ends, at, side="right"))
-        document = int(stream.documents[place])
-        return document, at - int(stream.ends[place] - self.cache.lengths[document])
+    Documents "ab]" and "cde]" with [ and ] for [CLS] and [SEP], length 5, in evaluation:
 
-    def _sentences(self, document: int, offset: int, target: int, at_least: int = 1) -> list[np.ndarray]:
-        """From the first sentence that begins at the offset or later so many as fill the target.
+        input_ids  [ a b ] ]    attention_mask  1 1 1 1 1
+                   [ c d e ]                    1 1 1 1 1
 
-        Near the document's end they begin earlier, so that there are `at_least` so many.
-        """
-        record = self.cache[document]
-        starts, ids = record["starts"], record["input_ids"]
-        first = max(min(int(np.searchsorted(starts, offset)), len(starts) - at_least), 0)
-        ends = np.append(starts[1:], len(ids))
-        last = int(np.searchsorted(ends, starts[first] + target))  # the sentence with which the target is reached
-        return [ids[starts[i] : ends[i]] for i in range(first, min(max(last + 1, first + at_least), len(starts)))]
-
-    def _fill(self, row: Batch, a, b, apart: int, number: int) -> None:
-        """One row's tokens, and what of them is asked for."""
-        v = self.vocabulary
-        tokens = np.concatenate([[v.cls_id], a, [v.sep_id], *([] if b is None else [b, [v.sep_id]])]).astype(np.int32)
-        row["input_ids"][: len(tokens)], row["attention_mask"][: len(tokens)] = tokens, 1
-        if b is not None:
-            row["token_type_ids"][len(a) + 2 : len(tokens)] = 1
-        rng = self._random(number, MASKS)
-        at = chosen(tokens, v, self.rate, self.whole_words, len(row["labels"]), rng)
-        row["masked_positions"][: len(at)], row["labels"][: len(at)], row["weights"][: len(at)] = at, tokens[at], 1
-        row["input_ids"][at] = replaced(tokens[at], v, rng)
-
-
-def chosen(
-    tokens: Int[np.ndarray, " n"],
-    v: Vocabulary,
-    rate: float,
-    whole_words: bool,
-    at_most: int,
-    rng: np.random.Generator,
-) -> Int[np.ndarray, " m"]:
-    """The positions that are asked for, in order: `rate` of those that are not special, at least one.
-
-    With `whole_words` a word's tokens are asked for together, and a word that is too long for the rest is left out.
+    Differs from RoBERTa: a row may begin and end within a sentence, so that all are full.
     """
-    places = np.flatnonzero(~v.special[tokens])
-    wanted = min(max(1, round(rate * len(places))), at_most, len(places))
-    if not whole_words:
-        return np.sort(rng.choice(places, wanted, replace=False))
-    apart = np.diff(places, prepend=-2) > 1  # after a special token a word begins
-    words = np.split(places, np.flatnonzero(v.begins[tokens[places]] | apart)[1:])
-    found: list[int] = []
-    for i in rng.permutation(len(words)).tolist():
-        if len(found) + len(words[i]) <= wanted:
-            found += words[i].tolist()
-    return np.sort(np.array(found, np.int64))
+    return FullSentences(cache, length, room, join, batch_size, seed, pad_id)
 
 
-def replaced(tokens: Int[np.ndarray, " m"], v: Vocabulary, rng: np.random.Generator) -> Int[np.ndarray, " m"]:
-    """What the model sees there: [MASK] in 80 of 100, any token of the vocabulary in 10, the token itself in 10."""
-    kind = rng.random(len(tokens))
-    others = rng.choice(np.flatnonzero(~v.special), len(tokens))
-    return np.where(kind < 0.8, v.mask_id, np.where(kind < 0.9, others, tokens)).astype(np.int32)
+# What is hidden -------------------------------------------------------------------------------------------------------
 
 
-def _cut(texts: Sequence[np.ndarray], room: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Tokens leave the longer text one by one, from its front or its end by chance, until both fit."""
-    sizes = [len(text) for text in texts]
-    if sum(sizes) > room:
-        shorter = min(*sizes, room // 2)
-        sizes = [shorter, room - shorter] if sizes[0] <= sizes[1] else [room - shorter, shorter]
-    fronts = [int(rng.binomial(len(text) - size, 0.5)) for text, size in zip(texts, sizes, strict=True)]
-    return [text[front : front + size] for text, front, size in zip(texts, fronts, sizes, strict=True)]
+class Vocabulary(NamedTuple):
+    """What masking needs to know of the tokens."""
+
+    mask_id: int
+    special: Bool[np.ndarray, " V"]  # never hidden, and never in a hidden one's place
+    begins_word: Bool[np.ndarray, " V"]
 
 
-def _empty(rows: int, length: int, masked: int, pad_id: int) -> Batch:
-    whole = {name: np.zeros([rows, length], np.int32) for name in ("attention_mask", "token_type_ids")}
-    few = {name: np.zeros([rows, masked], np.int32) for name in ("masked_positions", "labels")}
-    few |= {"weights": np.zeros([rows, masked], np.float32)}
-    one = {"next_sentence_labels": np.zeros(rows, np.int32), "next_sentence_weights": np.zeros(rows, np.float32)}
-    return {"input_ids": np.full([rows, length], pad_id, np.int32), **whole, **few, **one}
+class Hidden(NamedTuple):
+    """A text with words hidden, and what they were; positions rise."""
+
+    input_ids: Tokens
+    positions: Int[np.ndarray, " m"]
+    labels: Int[np.ndarray, " m"]
 
 
-def sentences(text: str) -> Sequence[str]:
-    """A text's lines, and of a line the parts that end with . ! or ? before a space; none of them empty."""
-    return [part for line in text.splitlines() for part in ENDS.split(line.strip()) if part.strip()]
+def hide(
+    ids: Tokens, vocabulary: Vocabulary, *, rate: float, whole_words: bool, rng: np.random.Generator, most: int
+) -> Hidden:
+    """`rate` of the tokens that are not special, at least one and at most `most`: 80 % become the mask token, 10 % a
+    random one, 10 % stay. Of whole words, drawn until the next would be too many, each token has a fate of its own.
 
-
-def pretraining(
-    cache: Cache,
-    vocabulary: Vocabulary,
-    *,
-    length: int,
-    batch_size: int,
-    seed: int | None,
-    next_sentence: bool = True,
-    rate: float = 0.15,
-    whole_words: bool = False,
-    short: float = 0.1,
-) -> Pretraining:
-    """Rows of two texts, or of one: of records {"input_ids", "starts"}, starts being where sentences begin.
-
-        input_ids         [B, T]  2 7 8 4 3 9 5 3 0       attention_mask, token_type_ids  [B, T]
-        masked_positions  [B, M]  3 0                     labels  [B, M]  6 0             weights  [B, M]  1 0
-        next_sentence_labels  [B]  0 goes on, 1 from another document                     next_sentence_weights  [B]
-
-    M is 15 % of T; slots that are not used have weight 0. `short` of the pairs are made for a random smaller length, as
-    later texts may be. Without next sentences there are neither pairs nor token_type_ids.
+    >>> hide(np.array([2, 7, 8, 9, 3]), vocabulary, rate=0.3, whole_words=False, rng=rng, most=2)
+    Hidden(input_ids=array([2, 7, 4, 9, 3]), positions=array([2]), labels=array([8]))
     """
-    return Pretraining(
-        cache,
-        vocabulary,
-        length=length,
-        batch_size=batch_size,
-        seed=seed,
-        next_sentence=next_sentence,
-        rate=rate,
-        whole_words=whole_words,
-        short=short,
-    )
+    places = np.flatnonzero(~vocabulary.special[ids])
+    n = min(max(round(rate * len(places)), 1), most, len(places))
+    if whole_words:
+        # A word begins where its first token says so, and after what is never hidden.
+        begins = vocabulary.begins_word[ids[places]] | (np.diff(places, prefix=-1) > 1)
+        begins[:1] = True
+        words = np.split(places, np.flatnonzero(begins)[1:]) if len(places) else []
+        taken: list[np.ndarray] = []
+        for i in rng.permutation(len(words)).tolist():
+            if len(words[i]) <= n:
+                taken.append(words[i])
+                n -= len(words[i])
+            if n == 0:
+                break
+        chosen = np.sort(np.concatenate([places[:0], *taken]))
+    else:
+        chosen = np.sort(rng.choice(places, n, replace=False))
+    fate = rng.random(len(chosen))
+    words = rng.choice(np.flatnonzero(~vocabulary.special), len(chosen))
+    kept = ids[chosen]
+    new = np.where(fate < MASKED, vocabulary.mask_id, np.where(fate < MASKED + RANDOM, words, kept))
+    hidden = ids.copy()
+    hidden[chosen] = new
+    return Hidden(hidden, chosen, kept)
+
+
+class Masked:
+    """See `masked`."""
+
+    def __init__(self, texts: Batches, vocabulary: Vocabulary, rate: float, whole_words: bool, seed: int | None):
+        if not 0 < rate < 1:
+            raise ValueError(f"mask_rate={rate}; allowed: 0 < mask_rate < 1")
+        self.texts, self.vocabulary, self.rate, self.whole_words, self.seed = texts, vocabulary, rate, whole_words, seed
+        self.batch_size, self.steps_per_epoch, self.shapes = texts.batch_size, texts.steps_per_epoch, texts.shapes
+
+    def __call__(self, step: int, rows: Rows = slice(None)) -> Batch:
+        batch = self.texts(step, rows)
+        ids, mask = batch["input_ids"].copy(), batch["attention_mask"]
+        slots = n_slots(ids.shape[1], self.rate)
+        positions, labels = (np.zeros([len(ids), slots], np.int32) for _ in range(2))
+        weights = np.zeros([len(ids), slots], np.float32)
+        for row, number in enumerate(np.arange(self.batch_size)[rows].tolist()):
+            n = int(mask[row].sum())
+            if n:
+                rng = _random(self.seed, step, number, MASKS)
+                options = {"rate": self.rate, "whole_words": self.whole_words, "rng": rng, "most": slots}
+                ids[row, :n], at, were = hide(ids[row, :n], self.vocabulary, **options)
+                positions[row, : len(at)], labels[row, : len(at)], weights[row, : len(at)] = at, were, 1
+        return {**batch, "input_ids": ids, "masked_positions": positions, "labels": labels, "weights": weights}
+
+
+def n_slots(length: int, rate: float) -> int:
+    """Masked positions of a row: 20 of 128 tokens, 77 of 512."""
+    return math.ceil(rate * length)
+
+
+def masked(texts: Batches, vocabulary: Vocabulary, *, rate: float, whole_words: bool, seed: int | None) -> Masked:
+    """The texts, padded on the right, with words hidden, others at each step: see `hide`.
+
+    Adds masked_positions, labels, weights [B, M]. M = ceil(rate * T), and what a row does not use has weight 0:
+
+        input_ids  [ a b ] c # e ]    masked_positions  5 0    labels  d 0    weights  1 0
+    """
+    return Masked(texts, vocabulary, rate, whole_words, seed)

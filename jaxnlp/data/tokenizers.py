@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 from etils import epath
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxnlp.files import write_atomically
@@ -102,6 +102,28 @@ class Tokenizer:
     def mask_id(self) -> int | None:
         """What a masked language model fills in; None where there is no such token."""
         return next((i for i in map(self.backend.token_to_id, ("[MASK]", "<mask>")) if i is not None), None)
+
+    @functools.cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """Those that stand for no text, and for text that is not known."""
+        if isinstance(self.backend, SentencePiece):
+            found = {self.backend.token_to_id(token) for token in SentencePiece.SPECIAL}
+        else:
+            found = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        return tuple(sorted(found | ({self.unk_id} - {None})))
+
+    @functools.cached_property
+    def begins_word(self) -> Bool[np.ndarray, " V"]:
+        """Of each id, whether a word begins with it: not with ##, and in byte-level BPE only after white space."""
+        tokens = [self.backend.id_to_token(i) or "" for i in range(self.vocab_size)]
+        if isinstance(self.backend, SentencePiece):
+            return np.array([token.startswith("\u2581") for token in tokens])
+        if isinstance(self.backend.model, models.WordPiece):
+            inside = self.backend.model.continuing_subword_prefix
+            return np.array([not token.startswith(inside) for token in tokens])
+        if isinstance(self.backend.decoder, decoders.ByteLevel):  # whose Ġ, Ċ and ĉ are space, end of line and tab
+            return np.array([token.startswith(("Ġ", "Ċ", "ĉ")) for token in tokens])
+        return np.ones(len(tokens), bool)
 
     def _first(self, *names: str) -> int:
         ids = [i for i in map(self.backend.token_to_id, names) if i is not None]

@@ -1,14 +1,19 @@
-"""Pretraining of BERT: the masked words from all the others, and whether one text goes on from another.
+"""Masked language modelling, with the next sentence or without (Devlin et al., 2019, section 3.1; Liu et al., 2019).
 
-    loss = sum_b (sum_m w_bm (- log p(y_bm | x_b)) + n_b (- log p(follows_b | x_b))) / sum_b n_b,    n_b = sum_m w_bm
+    loss = - sum_m w_m log p(x_m | the text with words hidden) / sum_m w_m         of the masked words, plus
+           - sum_b v_b log p(y_b | A_b, B_b) / sum_b v_b                           y_b: whether B_b is from elsewhere
 
-Devlin et al., 2019, 3.1. A row's next sentence counts as much as its masked words do, so that the loss is one sum over
-one weight on any number of devices; where all rows ask for as many words it is the sum of the two means, as there.
-Without next sentences it is RoBERTa's (Liu et al., 2019). The perplexity is that of the masked words.
+Each mean is over its own whole batch, whatever devices and microbatches it is cut into. mlm_accuracy and nsp_accuracy
+are of the two guesses (the first in evaluation alone), perplexity is exp of the first mean.
+
+Letters: B batch, T length, M masked positions, V vocabulary.
 """
 
 import dataclasses
 import functools
+import itertools
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,177 +21,237 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, Int
 
 from jaxnlp.data import batches, pretraining
 from jaxnlp.data.cache import Cache
-from jaxnlp.data.pretraining import Vocabulary, sentences, slots
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import blocked_cross_entropy, cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import by_length, outputs, parts, read, template
-from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, require
+from jaxnlp.models.heads import Unembedding
+from jaxnlp.tasks.inputs import by_length, parts, read, template
+from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, require
+
+# A sentence ends after a full stop, question or exclamation mark with white space behind it, and at a blank line; the
+# white space is the next one's, so that together they are the text.
+SENTENCE = re.compile(r"(?<=[.!?。！？])(?=\s)|(?<!\s)(?=\s*\n\s*\n)")
+SHOWN = 256  # texts of the validation part that `show` reads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedLM:
-    """Documents in, rows of `length` tokens out: see data/pretraining.py."""
+    """Rows of `length` tokens: two texts where the next sentence is learned, or else one that runs on."""
 
-    text: str = "text"  # the feature that holds a document
+    text: str = "text"  # the feature that holds the text
+    document: str | None = None  # of consecutive examples of one document, the feature that says which; None: one each
     length: int = 128  # tokens a row, special ones too
     next_sentence: bool = True
-    rate: float = 0.15  # of the tokens that are asked for
-    whole_words: bool = False  # ask for all tokens of a word together
-    short: float = 0.1  # of the pairs, made shorter than the row
-    n_best: int = 5  # words that `predict` gives for a mask
-
-    def __post_init__(self):
-        least = 3 + pretraining.SHORTEST
-        if self.length < least:
-            raise ValueError(f"task.length={self.length}; allowed: {least} and more")
-        for name, low, high in (("rate", 0, 1), ("short", 0, 1)):
-            if not low <= getattr(self, name) <= high or (name == "rate" and not self.rate):
-                raise ValueError(f"task.{name}={getattr(self, name)}; allowed: between 0 and 1")
+    mask_rate: float = 0.15  # of the tokens
+    whole_words: bool = False  # hide all pieces of a word, or none
+    short_rate: float = 0.1  # of pairs that are made shorter, so that short ones are known too
+    top: int = 5  # words that `predict` gives for each mask
 
     @property
-    def heads(self) -> tuple[heads.Head, ...]:
+    def heads(self) -> tuple[heads.MaskedLM | heads.NextSentence, ...]:
         return (heads.MaskedLM(), heads.NextSentence()) if self.next_sentence else (heads.MaskedLM(),)
 
     @property
+    def losses(self) -> dict[str, str]:
+        """The sums whose means training lowers together, and the batch's arrays that hold their weights."""
+        return {"mlm_loss": "weights"} | ({"nsp_loss": "next_sentence_weights"} if self.next_sentence else {})
+
+    @property
     def key(self) -> dict[str, Any]:
-        return {"task": "masked_lm", "text": self.text, "next_sentence": self.next_sentence}
+        own = {"text": self.text, "document": self.document, "next_sentence": self.next_sentence}
+        return {"task": "masked_lm", **own}
+
+    def check(self, model: nn.Module) -> None:
+        """ValueError of a model that cannot see what comes after a word, or cannot tell two texts apart."""
+        if hasattr(model, "init_cache"):
+            raise ValueError(f"the model {type(model).__name__} sees no word's right; allowed with MaskedLM: BERT")
+        if self.next_sentence and model.config.n_segments == 1:
+            raise ValueError("model.n_segments=1 with task.next_sentence=True; allowed: 2, or 0 for no segments")
 
     def texts(self, example: Mapping[str, Any]) -> Sequence[str]:
         return (require(example, self.text, "text"),)
 
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
-        """ "ab. c" -> {"input_ids": [5, 6, 9, 7], "starts": [0, 3]}; of no use to next sentences, an end after it."""
-        parts = [sentences(self.texts(example)[0]) for example in examples]
-        ids = iter(tokenizer.encode_batch([one for document in parts for one in document]))
-        end = [] if self.next_sentence else [[tokenizer.eos_id]]
+        """ "Ab. C" -> {"input_ids": [5, 6, 7], "sentence_starts": [1, 0, 1]}, or without the next sentence, where 3 is
+        [SEP], {"input_ids": [5, 6, 7, 3]}. Examples of a document that the cache gives apart, 256 at a time, are two.
+        """
+        documents = [
+            [sentence for example in document for sentence in SENTENCE.split(self.texts(example)[0])]
+            for document in self._documents(examples)
+        ]
+        encoded = iter(tokenizer.encode_batch([sentence for document in documents for sentence in document]))
         records = []
-        for document in parts:
-            rows = [row for row in (next(ids) for _ in document) if row]
-            starts = np.cumsum([0, *map(len, rows)])[:-1]
-            tokens = [token for row in rows + end for token in row]
-            if rows:
-                records.append({"input_ids": np.asarray(tokens, np.int32), "starts": np.asarray(starts, np.int32)})
+        for document in documents:
+            sentences = [ids for ids in itertools.islice(encoded, len(document)) if ids]
+            if not sentences:
+                continue
+            ids = np.concatenate(sentences).astype(np.int32)
+            if self.next_sentence:
+                starts = np.zeros(len(ids), np.uint8)
+                starts[np.cumsum([0, *map(len, sentences[:-1])])] = 1
+                records.append({"input_ids": ids, "sentence_starts": starts})
+            else:
+                records.append({"input_ids": np.append(ids, np.int32(tokenizer.eos_id))})
         return records
 
+    def _documents(self, examples: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+        if self.document is None:
+            return [[example] for example in examples]
+        return [
+            list(group) for _, group in itertools.groupby(examples, lambda e: require(e, self.document, "document"))
+        ]
+
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
-        return pretraining.pretraining(
-            cache,
-            vocabulary(tokenizer),
-            length=self.length,
-            batch_size=batch_size,
-            seed=seed,
-            next_sentence=self.next_sentence,
-            rate=self.rate,
-            whole_words=self.whole_words,
-            short=self.short,
+        form = template(tokenizer)
+        room = form.room(self.length, 2 if self.next_sentence else 1)
+        options = {"length": self.length, "room": room, "join": form.join, "batch_size": batch_size, "seed": seed}
+        options["pad_id"] = tokenizer.pad_id
+        if self.next_sentence:
+            texts = pretraining.next_sentences(cache, short_rate=self.short_rate, **options)
+        else:
+            texts = pretraining.full_sentences(cache, **options)
+        return pretraining.masked(
+            texts, vocabulary(tokenizer), rate=self.mask_rate, whole_words=self.whole_words, seed=seed
         )
 
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        tokens, masked = (rows, self.length), (rows, slots(self.length, self.rate))
-        whole = {"input_ids": tokens, "attention_mask": tokens, "masked_positions": masked, "labels": masked}
-        whole |= {"token_type_ids": tokens, "next_sentence_labels": (rows,)} if self.next_sentence else {}
-        weights = {"weights": masked} | ({"next_sentence_weights": (rows,)} if self.next_sentence else {})
-        shapes = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in whole.items()}
-        return shapes | {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in weights.items()}
+        M = pretraining.n_slots(self.length, self.mask_rate)
+        tokens, masked, each = (rows, self.length), (rows, M), (rows,)
+        names = {
+            **dict.fromkeys(("input_ids", "attention_mask"), (tokens, jnp.int32)),
+            **dict.fromkeys(("masked_positions", "labels"), (masked, jnp.int32)),
+            "weights": (masked, jnp.float32),
+        }
+        if self.next_sentence:
+            names["token_type_ids"] = tokens, jnp.int32
+            names |= {"next_sentence_labels": (each, jnp.int32), "next_sentence_weights": (each, jnp.float32)}
+        return {name: jax.ShapeDtypeStruct(*one) for name, one in names.items()}
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
-        """Training takes the blocked loss; outside it the logits are there for the accuracy as well."""
-        weights = batch["weights"]
-        made = apply(**read(batch), masked_positions=batch["masked_positions"], logits=not training)
-        if training:
-            hidden, table, bias, vocab_size = made["unembedding"]
-            words = blocked_cross_entropy(hidden, table, batch["labels"], weights, bias=bias, vocab_size=vocab_size)
-            measured = {"mlm_loss": words}
-        else:
-            logits = made["prediction_logits" if self.next_sentence else "logits"]
-            words = cross_entropy(logits, batch["labels"], weights)
-            correct = jnp.sum(weights * (logits.argmax(-1) == batch["labels"]))
-            measured = {"mlm_loss": words, "mlm_accuracy": (correct, words[1])}
-        if not self.next_sentence:
-            return measured | {"loss": words}
-        logits, labels = made["seq_relationship_logits"], batch["next_sentence_labels"]
-        rows, correct = batch["next_sentence_weights"], logits.argmax(-1) == labels
-        measured["nsp_loss"] = cross_entropy(logits, labels, rows)
-        measured["nsp_accuracy"] = (jnp.sum(rows * correct), rows.sum())
-        following, _ = cross_entropy(logits, labels, rows * weights.sum(1))
-        return measured | {"loss": (words[0] + following, words[1])}
+        out = apply(**read(batch), masked_positions=batch["masked_positions"], logits=False)
+        words: Unembedding = out["unembedding"]
+        labels, weights = batch["labels"], batch["weights"]
+        loss, weight = blocked_cross_entropy(
+            words.hidden, words.table, labels, weights, bias=words.bias, vocab_size=words.vocab_size
+        )
+        sums = {"mlm_loss": (loss, weight)}
+        if not training:  # it takes a second product with the vocabulary
+            sums["mlm_accuracy"] = jnp.sum(weights * (_best(words) == labels)), weight
+        if self.next_sentence:
+            logits = out["seq_relationship_logits"]
+            labels, weights = batch["next_sentence_labels"], batch["next_sentence_weights"]
+            sums["nsp_loss"] = cross_entropy(logits, labels, weights)
+            sums["nsp_accuracy"] = jnp.sum(weights * (logits.argmax(-1) == labels)), jnp.sum(weights)
+        return sums
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
-        return {**means, "perplexity": float(np.exp(min(means["mlm_loss"], 700.0)))}
+        loss = sum(means[name] for name in self.losses)
+        return {"loss": loss, **means, "perplexity": math.exp(min(means["mlm_loss"], 700.0))}
+
+    def predict(
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, items: Sequence[Any]
+    ) -> list[dict[str, Any]]:
+        """{"filled", "masks": [[{"token", "score"}, …], …]} for each text, as "Paris is in [MASK].": with its masks'
+        likeliest words in their place, and for each mask the `top` likeliest, best first.
+
+        The mask is written as the tokenizer names it, [MASK] or <mask>.
+        """
+        name = tokenizer.token(mask_id(tokenizer))
+        texts = [parts(item, (self.text,))[0].split(name) for item in items]
+        records = [self._cloze(text, tokenizer) for text in texts]
+        results = []
+        for text, (scores, ids) in zip(texts, self._guess(model, params, tokenizer, records), strict=True):
+            masks = [
+                [{"token": tokenizer.spell(i), "score": score} for score, i in zip(*row, strict=True)]
+                for row in zip(scores[: len(text) - 1].tolist(), ids[: len(text) - 1].tolist(), strict=True)
+            ]
+            filled = text[0] + "".join(mask[0]["token"] + rest for mask, rest in zip(masks, text[1:], strict=True))
+            results.append({"filled": filled, "masks": masks})
+        return results
+
+    def _cloze(self, text: Sequence[str], tokenizer: Tokenizer) -> Record:
+        """What lies between the masks of a text, as the model reads it; a mask takes the white space before it in."""
+        name, form = tokenizer.token(mask_id(tokenizer)), template(tokenizer)
+        if len(text) == 1:
+            raise ValueError(f"found {text[0]!r} to predict; allowed: a text with {name} in it")
+        ids = [i for part in text[:-1] for i in (*tokenizer.encode(part.rstrip()), mask_id(tokenizer))]
+        ids += tokenizer.encode(text[-1])
+        if len(ids) > (room := form.room(self.length, 1)):
+            raise ValueError(f"a text of {len(ids)} tokens to predict; allowed: at most {room} ({self.length=})")
+        return form.join(ids)
+
+    def _guess(self, model, params, tokenizer, records: Sequence[Record]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each record's masks, in order, the `top` likeliest tokens: probabilities and ids, [M and more, top]."""
+
+        def run(batch: Batch) -> tuple[Array, Array]:
+            masks = batch["input_ids"] == tokenizer.mask_id
+            slots = 1 << (int(masks.sum(1).max()) - 1).bit_length()  # few sizes, each of which compiles once
+            places = np.argsort(~masks, axis=1, kind="stable")[:, :slots].astype(np.int32)
+            return _likeliest(model, self.top, params, {**read(batch), "masked_positions": places})
+
+        return by_length(run, records, pad_id=tokenizer.pad_id, max_length=self.length)
 
     def show(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
     ) -> tuple[Any, ...]:
-        """What the model puts in the place of a word in the middle of the first texts."""
-        mask, texts = tokenizer.token(tokenizer.mask_id), []
-        for i in range(min(8, len(examples))):
-            words = next(iter(sentences(self.texts(examples[i])[0])), "").split()
-            if words:
-                texts.append(" ".join([*words[: len(words) // 2], mask, *words[len(words) // 2 + 1 :]]))
-        fits = [text for text in texts if len(tokenizer.encode(text)) + 2 <= self.length]
-        found = self.predict(model, params, tokenizer, fits)
-        shown = tuple(
-            (text, ", ".join(f"{token} {score:.2f}" for token, score in one["masks"][0]))
-            for text, one in zip(fits, found, strict=True)
-        )
-        return (Samples("Masked words", shown),) if shown else ()
-
-    def predict(
-        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str]
-    ) -> list[dict[str, Any]]:
-        """{"text", "masks"}: the text with its masks filled, and of each mask the best tokens with their probabilities.
-
-        A mask is written by its name, as in "Paris is the [MASK] of France." ValueError for a text without one, or one
-        that is longer than the task's rows.
-        """
-        if tokenizer.mask_id is None:
-            raise ValueError("the tokenizer has no token to mask with; allowed: one with [MASK] or <mask>")
-        name, form, records = tokenizer.token(tokenizer.mask_id), template(tokenizer), []
-        pieces = [parts(text, ("text",))[0].split(name) for text in texts]
-        ids = iter(tokenizer.encode_batch([piece for text in pieces for piece in text]))
-        for text, around in zip(texts, pieces, strict=True):
-            row = next(ids)
-            for _ in around[1:]:
-                row = [*row, tokenizer.mask_id, *next(ids)]
-            if len(around) == 1:
-                raise ValueError(f"{text!r} has no {name}; allowed: one or more")
-            if len(row) > form.room(self.length, 1):
-                raise ValueError(f"{text[:40]!r}… has {len(row)} tokens; allowed: {form.room(self.length, 1)}")
-            records.append(form.join(row))
-        run = functools.partial(outputs, model, params)
-        found, key = [], "prediction_logits" if self.next_sentence else "logits"
-        for record, text, one in zip(
-            records, pieces, by_length(run, records, pad_id=tokenizer.pad_id, max_length=self.length), strict=True
-        ):
-            places = np.flatnonzero(record["input_ids"] == tokenizer.mask_id)
-            masks = [self._best(one[key][place], tokenizer) for place in places]
-            words = [best[0][0] for best in masks] + [""]
-            filled = "".join(piece + word for piece, word in zip(text, words, strict=True))
-            found.append({"text": filled, "masks": masks})
-        return found
-
-    def _best(self, logits: np.ndarray, tokenizer: Tokenizer) -> list[tuple[str, float]]:
-        p = np.asarray(jax.nn.softmax(jnp.asarray(logits)), np.float64)
-        order = np.argsort(-p, kind="stable")[: self.n_best].tolist()
-        return [(tokenizer.spell(i) if i < tokenizer.vocab_size else str(i), float(p[i])) for i in order]
+        """How many hidden words of unseen texts are guessed, and some of them."""
+        form, known = template(tokenizer), vocabulary(tokenizer)
+        most = pretraining.n_slots(self.length, self.mask_rate)
+        options = {"rate": self.mask_rate, "whole_words": self.whole_words, "most": most}
+        hidden = []
+        for record in self.encode([examples[i] for i in range(min(SHOWN, len(examples)))], tokenizer):
+            ids = form.fit(record["input_ids"], length=self.length)["input_ids"]
+            found = pretraining.hide(ids, known, rng=np.random.default_rng(len(hidden)), **options)
+            if len(found.positions):
+                found.input_ids[:] = ids
+                found.input_ids[found.positions] = known.mask_id
+                hidden.append(found)
+        if not hidden:
+            return ()
+        guesses = self._guess(model, params, tokenizer, [{"input_ids": one.input_ids} for one in hidden])
+        guessed = [ids[: len(one.labels)] for one, (_, ids) in zip(hidden, guesses, strict=True)]
+        hits = np.concatenate([ids == one.labels[:, None] for one, ids in zip(hidden, guessed, strict=True)])
+        shares = round(float(hits[:, 0].mean()), 4), round(float(hits.any(1).mean()), 4)
+        columns = ("hidden words", "guessed", f"among the first {self.top}")
+        table = Table("Words hidden in unseen texts", columns, ((len(hits), *shares),))
+        spell = tokenizer.spell
+        samples = []
+        for one, ids in zip(hidden[:5], guessed):
+            between = np.split(one.input_ids, np.sort([*one.positions, *(one.positions + 1)]))[::2]
+            text = f" {tokenizer.token(known.mask_id)} ".join(tokenizer.decode(part) for part in between)
+            pairs = zip(ids[:, 0].tolist(), one.labels.tolist(), strict=True)
+            samples.append(
+                (text, ", ".join(spell(i) + (f" (was {spell(was)})" if i != was else "") for i, was in pairs))
+            )
+        return table, Samples("Guesses of hidden words", tuple(samples))
 
 
-def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
-    """ValueError for a tokenizer that cannot mask."""
+def vocabulary(tokenizer: Tokenizer) -> pretraining.Vocabulary:
+    special = np.zeros(tokenizer.vocab_size, bool)
+    special[list(tokenizer.special_ids)] = True
+    return pretraining.Vocabulary(mask_id(tokenizer), special, tokenizer.begins_word)
+
+
+def mask_id(tokenizer: Tokenizer) -> int:
     if tokenizer.mask_id is None:
-        raise ValueError("the tokenizer has no token to mask with; allowed: WordPiece, or one with [MASK] or <mask>")
-    tokens = [tokenizer.token(i) for i in range(tokenizer.vocab_size)]
-    special = np.array([i in tokenizer.backend.get_added_tokens_decoder() for i in range(len(tokens))])
-    inside = any(token.startswith("##") for token in tokens)
-    return Vocabulary(
-        cls_id=tokenizer.bos_id,
-        sep_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-        mask_id=tokenizer.mask_id,
-        begins=np.array([not t.startswith("##") if inside else t.startswith(("Ġ", "▁")) for t in tokens]),
-        special=special,
-    )
+        raise ValueError("the tokenizer has no [MASK] or <mask>; allowed: WordPiece(…), or a file of one that has it")
+    return tokenizer.mask_id
+
+
+def _best(words: Unembedding) -> Int[Array, "B M"]:
+    """The likeliest word at each place, from the logits of one place of each row at a time."""
+    return jax.lax.map(
+        lambda hidden: words._replace(hidden=hidden[:, None]).logits()[:, 0].argmax(-1), words.hidden.swapaxes(0, 1)
+    ).T
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _likeliest(
+    model: nn.Module, k: int, params: Mapping[str, Any], inputs: Batch
+) -> tuple[Float[Array, "B M k"], Int[Array, "B M k"]]:
+    logits = model.apply({"params": params}, **inputs, logits=False)["unembedding"].logits()
+    return jax.lax.top_k(jax.nn.softmax(logits), k)

@@ -1,7 +1,8 @@
 """What a task is, and what it may show.
 
 A task is a frozen dataclass of plain values. Everything that it measures is a pair (sum, weight): summed over rows,
-devices and steps, and divided once.
+devices and steps, and divided once. A task whose loss is no one mean "loss" but a sum of several has `losses`, the
+names of their sums, each with the name of the batch's array that holds its weights.
 """
 
 import dataclasses

@@ -1,6 +1,9 @@
 """The one step: train_step(state, batch) -> (state, sums), a pure function, and its counterpart for evaluation.
 
 g = grad(sum of losses) / sum of weights         summed over microbatches and devices first, divided once
+
+Where a task lowers several means together, sum_i S_i / W_i, the weights W_i are summed over the whole batch first, and
+g = grad(sum_i S_i W_0 / W_i) / W_0.
 """
 
 import dataclasses
@@ -13,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxnlp.tasks.task import Batch, Sums, Task
 from jaxnlp.training.optim import Optim, Params, stop_frozen
@@ -63,11 +66,12 @@ class Trainer:
         if self.axis is not None:  # each part draws masks of its own
             rng = jax.random.fold_in(rng, jax.lax.axis_index(self.axis))
         gradient, sums = over(self.axis, self._gradient(state.params, batch, rng))
-        loss, weight = sums["loss"]
-        gradient = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-9), gradient)
+        losses = [sums[name] for name in losses_of(self.task)]
+        gradient = jax.tree.map(lambda g: g / jnp.maximum(losses[0][1], 1e-9), gradient)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        bad = (state.bad_step < 0) & ~(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient)))
+        finite = functools.reduce(jnp.logical_and, (jnp.isfinite(loss) for loss, _ in losses))
+        bad = (state.bad_step < 0) & ~(finite & jnp.isfinite(optax.tree.norm(gradient)))
         state = TrainState(
             step=state.step + 1,
             params=params,
@@ -87,10 +91,21 @@ class Trainer:
         state, sums = jax.lax.scan(self.train_step, state, batches)
         return state, jax.tree.map(lambda x: x[-1], sums)
 
+    def _shares(self, batch: Batch) -> list[Float[Array, ""]]:
+        """W_0 / W_i of each loss but the first; nothing where there is only one."""
+        first, *others = losses_of(self.task).values()
+        if not others:
+            return []
+        first, *others = over(self.axis, [batch[key].sum() for key in (first, *others)])
+        return [first / jnp.maximum(other, 1e-9) for other in others]
+
     def _gradient(self, params: Params, batch: Batch, rng: Array) -> tuple[Params, Sums]:
+        shares = self._shares(batch)
+
         def loss(params: Params, batch: Batch, rng: Array) -> tuple[Array, Sums]:
             sums = measure(self.model, self.task, stop_frozen(self.optim, params), batch, rng)
-            return sums["loss"][0], sums
+            first, *others = (sums[name][0] for name in losses_of(self.task))
+            return sum((share * other for share, other in zip(shares, others, strict=True)), first), sums
 
         def gradient(*arguments: Any) -> tuple[Params, Sums]:
             gradient, sums = jax.grad(loss, has_aux=True)(*arguments)
@@ -115,6 +130,11 @@ class Trainer:
         """What the task measures on the one batch along the leading axis, without dropout."""
         batch = jax.tree.map(lambda x: x[0], batches)
         return over(self.axis, measure(self.model, self.task, params, batch, None))
+
+
+def losses_of(task: Task) -> Mapping[str, str]:
+    """The sums whose means training lowers together, and the batch's arrays that hold the weights."""
+    return getattr(task, "losses", {"loss": "weights"})
 
 
 def over(axis: str | None, sums: Any) -> Any:
