@@ -121,11 +121,12 @@ def test_is_well_formed(path):
     assert f"jaxnlp train {path.stem}" in docstring, "the docstring gives the command"
     if experiment.model is not None:
         rows = jax.ShapeDtypeStruct((experiment.batch_size, experiment.task.length), jnp.int32)
-        params = jax.eval_shape(experiment.model.build().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+        model = experiment.model.build(experiment.task.heads)
+        params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
         given = {"decoder_input_ids": rows} if getattr(experiment.task, "form", "") == "encoder-decoder" else {}
-        out = jax.eval_shape(experiment.model.build(experiment.task.heads).apply, params, rows, **given)
+        out = jax.eval_shape(model.apply, params, rows, **given)
         words = getattr(experiment.model, "output_vocab_size", experiment.model.vocab_size)
-        assert out["logits"].shape == (*rows.shape, words)
+        assert out.get("prediction_logits", out.get("logits")).shape == (*rows.shape, words)
 
 
 def test_importing_touches_no_device():
