@@ -26,7 +26,7 @@ PAIRS, PAIR, MASKS = range(5, 8)  # what a random stream is for, after those of 
 EVALUATION = 2**32 - 1  # in the place of a seed
 MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the others stay as they are
 
-Tokens = Int[np.ndarray, " n"]
+Tokens = Int[np.ndarray, " _"]
 Join = Callable[..., Batch]  # one text's tokens, or two's, with the special ones: {"input_ids", "token_type_ids"}
 
 
@@ -100,7 +100,7 @@ class NextSentences:
             b, _ = self._read(other, int(rng.integers(self.cache.lengths[other])), max(room - len(a), 1))
         return *_fit(a, b, room, rng), int(another)
 
-    def _read(self, document: int, at: int, n: int) -> tuple[Tokens, Bool[np.ndarray, " n"]]:
+    def _read(self, document: int, at: int, n: int) -> tuple[Tokens, Bool[np.ndarray, " _"]]:
         """Whole sentences from the one that holds token `at`, n tokens or the sentences' more; and where each starts.
 
         Of a sentence longer than a row only what is within a row's length.
@@ -236,7 +236,7 @@ def hide(
     n = min(max(round(rate * len(places)), 1), most, len(places))
     if whole_words:
         # A word begins where its first token says so, and after what is never hidden.
-        begins = vocabulary.begins_word[ids[places]] | (np.diff(places, prefix=-1) > 1)
+        begins = vocabulary.begins_word[ids[places]] | (np.diff(places, prepend=-1) > 1)
         begins[:1] = True
         words = np.split(places, np.flatnonzero(begins)[1:]) if len(places) else []
         taken: list[np.ndarray] = []
