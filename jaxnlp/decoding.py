@@ -265,9 +265,23 @@ class _Search:
     ended: Beams
 
 
+@flax.struct.dataclass
+class Shared:
+    """What the beams of a text have in common: as large as without beams, and `beam_search` reorders nothing of it."""
+
+    tree: Any
+
+
 def repeat(tree: Any, n: int) -> Any:
-    """Each row n times, side by side; scalars stay. For what `step` reads but does not carry: an encoder's outputs."""
-    return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0) if jnp.ndim(x) else x, tree)
+    """Each row n times, side by side; scalars and what is shared stay."""
+    return _map(lambda x: jnp.repeat(x, n, axis=0), tree)
+
+
+def _map(function: Callable[[Array], Array], tree: Any) -> Any:
+    def own(x):
+        return x if isinstance(x, Shared) or not jnp.ndim(x) else function(x)
+
+    return jax.tree.map(own, tree, is_leaf=lambda x: isinstance(x, Shared))
 
 
 def beam_search(
@@ -338,7 +352,7 @@ def beam_search(
         live, order = _best(texts.replace(scores=jnp.where(ends, -jnp.inf, scores)), n_beams)
         rows = (first + jnp.take_along_axis(parents, order, axis=1)).reshape(-1)
         return _Search(
-            state=jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds") if jnp.ndim(x) else x, state),
+            state=_map(lambda x: x.at[rows].get(mode="promise_in_bounds"), state),
             last=jnp.take_along_axis(tokens, order, axis=1),
             n_new=s.n_new + 1,
             live=live,
