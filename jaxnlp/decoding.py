@@ -51,6 +51,8 @@ Processor = Callable[[Logits, Context], Logits]
 Step = Callable[[Int[Array, "B"], Any], tuple[Logits, Any]]
 Choose = Callable[[Logits, Key[Array, "B"]], Int[Array, "B"]]
 
+ROOM = 16  # new tokens of a search's first loop, where its state can be widened
+
 
 # ---------------------------------------------------------------------------------------------------- processors
 
@@ -296,6 +298,7 @@ def beam_search(
     length_penalty: Float[Array, ""] | float = 0.0,
     n_best: int = 1,
     process: Processor | None = None,
+    widen: Callable[[Any, int], Any] | None = None,
 ) -> Beams:
     """The `n_best` texts after `token` that a search with `n_beams` beams finds. Pure; to be called inside a jit.
 
@@ -305,6 +308,9 @@ def beam_search(
     A text ends where `end_id` is among the n_beams best candidates of its row; those are taken from 2 n_beams, so
     that n_beams go on whatever ends. At max_new_tokens the live beams count as texts too. A row stops once no live
     beam can come among its n_best any more, at whatever length: nothing is lost by it.
+
+    Where step's work grows with the state's slots, `widen(state, n)` gives the state slots for n new tokens in all. It
+    is called for ROOM at first, then for twice as many when they are full: each size is a loop of its own.
 
     Logits that are NaN or +inf count as -inf: such a token is never taken. `length_penalty` is alpha, traced.
     """
@@ -363,8 +369,19 @@ def beam_search(
     live = live.replace(scores=live.scores.at[:, 0].set(0.0))  # the others are the same text
     last = prompt.reshape(B, n_beams).astype(jnp.int32)
     s = _Search(repeat(state, n_beams), last, jnp.int32(0), live, nothing(n_best))
-    s = lax.while_loop(improvable, advance, s)
-    return _join(s.ended, s.live.replace(scores=s.live.scores / penalty(s.n_new)))
+
+    def texts(s: _Search) -> Beams:
+        return _join(s.ended, s.live.replace(scores=s.live.scores / penalty(s.n_new)))
+
+    def search(s: _Search, room: int) -> Beams:
+        if widen is not None:
+            s = s.replace(state=widen(s.state, room))
+        s = lax.while_loop(lambda s: (s.n_new < room) & improvable(s), advance, s)
+        if room == max_new_tokens:
+            return texts(s)
+        return lax.cond(improvable(s), lambda s: search(s, min(2 * room, max_new_tokens)), texts, s)
+
+    return search(s, max_new_tokens if widen is None else min(ROOM, max_new_tokens))
 
 
 def _candidates(

@@ -6,8 +6,9 @@
     blocked   anywhere         everything, for T > 1 and T * S > 512 * 512: memory linear        kernels.py
     plain     anywhere         everything; keeps the [T, S] weights for the backward pass        kernels.py
 
-cudnn and pallas take no dropout, no prefix, no offset and no keys spelled out, and of window, lengths and segment_ids (which can hide all
-keys from a query) one at a time. The first row that fits is taken: `choose` says which, and the tests hold it to this.
+cudnn and pallas take no dropout, no prefix, no offset and no keys spelled out (`seen`), and of window, lengths and
+segment_ids (which can hide all keys from a query) one at a time. The first row that fits is taken: `choose` says which,
+and the tests hold it to this.
 
 Letters: B batch, H heads, T queries, S keys, K head width.
 """

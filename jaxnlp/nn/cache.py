@@ -2,9 +2,9 @@
 
     {"layers": each layer's keys and values, "segment_ids" [B, S]: 0 marks padding, "index": slots that are written}
 
-Every leaf but the index has the rows first. Where there are n times as many rows of segments as of keys and values, each
-n side by side are branches of one text: they write to slots of their own, and see those whose segment is not 0 in their
-row. So a branch is copied by its row of segments alone.
+Every leaf but the index has the rows first. Where segments have n times as many rows as keys and values, each n side by
+side are branches of one text: they write to slots of their own, and see those whose segment is not 0 in their row. So a
+branch is copied by its row of segments alone.
 
 Letters: B batch, T new tokens, S slots, L layers, H heads, K head width.
 """

@@ -40,7 +40,7 @@ class Mask:
         query_segments: Int[Array, "B t"] | None,
         key_segments: Int[Array, "B s"] | None,
     ) -> Bool[Array, "b 1 #t s"] | None:
-        """`to_array` for some of the queries and keys, given by their numbers and segments; `seen` is of these alone."""
+        """`to_array` for some of the queries and keys, given by numbers and segments; `seen` is of these alone."""
         places = (queries if self.offset is None else queries + self.offset)[:, None]
         near, seen = [], []
         if self.causal:

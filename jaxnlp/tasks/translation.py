@@ -360,29 +360,33 @@ def _search(
     apply = functools.partial(model.apply, {"params": params})
     B, S = input_ids.shape
     if form == "encoder-decoder":
-        memory, cache = apply(input_ids, attention_mask, method="encode", length=n_beams * max_new_tokens)
+        memory, cache = apply(input_ids, attention_mask, method="encode", length=1)
         decode = functools.partial(apply, method="decode", memory=memory)
     else:
         right = jnp.arange(S)[None] + attention_mask.sum(1, keepdims=True)  # all sources end in the last slot
         ids, mask = (jnp.take_along_axis(x, right % S, axis=1) for x in (input_ids, attention_mask))
         prefix = {"prefix_lengths": jnp.full(B, S)} if form == "prefix" else {}
         cache = apply(ids, mask, cache=model.init_cache(B, S), logits=False, **prefix)["cache"]
-        cache = widened(cache, S + n_beams * max_new_tokens)
         decode = apply
 
     def shared(cache):  # keys and values stay where they are written
         return {**cache, "layers": Shared(cache["layers"])} if "layers" in cache else cache
 
+    def own(state):
+        return {**state, "layers": state["layers"].tree} if "layers" in state else state
+
     def step(tokens, state):
-        cache = {**state, "layers": state["layers"].tree} if "layers" in state else state
-        out = decode(tokens[:, None], cache=cache)
+        out = decode(tokens[:, None], cache=own(state))
         logits = out["logits"][:, 0]
         return jnp.where(jnp.arange(logits.shape[-1])[None] == never, -jnp.inf, logits), shared(out["cache"])
+
+    def widen(state, n):
+        return shared(widened(own(state), (0 if form == "encoder-decoder" else S) + n_beams * n))
 
     never = jnp.where(pad_id == end_id, -1, pad_id)  # padding of its own is no word
     first = jnp.full(B, bos_id, jnp.int32)
     options |= {"end_id": end_id, "pad_id": pad_id, "n_beams": n_beams, "max_new_tokens": max_new_tokens}
-    return decoding.beam_search(step, shared(cache), first, **options)
+    return decoding.beam_search(step, shared(cache), first, widen=widen if "layers" in cache else None, **options)
 
 
 @functools.partial(jax.jit, static_argnums=0)
