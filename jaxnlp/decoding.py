@@ -393,35 +393,49 @@ def _candidates(
     `lax.top_k` over all n V takes two to four times as long on a CPU at 8,000 words. Equals come in the order of beam,
     then token.
     """
-    B, n = scores.shape
-    V = logits.shape[1]
+    blocks, maxima, log_total = _log_total(logits)
+
+    def clean() -> tuple[Float[Array, "B k"], Int[Array, "B k"], Int[Array, "B k"]]:
+        return _chosen(scores, *_log_total(jnp.where(logits < jnp.inf, logits, -jnp.inf)), k)
+
+    # One NaN or +inf makes its row's sum one; to look for them first would cost as much as the sum.
+    finite = jnp.isfinite(log_total).all()
+    best, beam, token = lax.cond(finite, lambda: _chosen(scores, blocks, maxima, log_total, k), clean)
+    return best, beam, jnp.minimum(token, logits.shape[1] - 1)  # padding has score -inf, but is fed to `step`
+
+
+def _log_total(logits: Float[Array, "R V"]) -> tuple[Float[Array, "R m s"], Float[Array, "R m"], Float[Array, " R"]]:
+    """The logits in blocks, each block's maximum, and each row's log sum exp, 0 where all is -inf."""
+    R, V = logits.shape
     size = max((d for d in range(16, 129) if V % d == 0), default=64)  # a divisor, since padding copies the logits
-    n_blocks = -(-V // size)
-    blocks = jnp.pad(logits, ((0, 0), (0, -V % size)), constant_values=-jnp.inf).reshape(B * n, n_blocks, size)
+    blocks = jnp.pad(logits, ((0, 0), (0, -V % size)), constant_values=-jnp.inf).reshape(R, -1, size)
+    maxima = blocks.max(2)
+    top = jnp.maximum(maxima.max(1), jnp.finfo(jnp.float32).min)  # so that -inf - top is -inf
+    total = jnp.exp(logits - top[:, None]).sum(1)
+    return blocks, maxima, top + jnp.log(jnp.maximum(total, 1))  # 1 at least, but where all is -inf
 
-    def finite(x):
-        return jnp.where(x < jnp.inf, x, -jnp.inf)
 
-    # Cleaned inside the reduction and after the exponential, since a clean copy of the logits costs more than both.
-    maxima = lax.reduce(blocks, np.float32(-np.inf), lambda x, y: jnp.maximum(finite(x), finite(y)), (2,))
-    maxima = maxima.reshape(B, n, n_blocks)
-    top = jnp.maximum(maxima.max(2), jnp.finfo(jnp.float32).min)  # so that -inf - top is -inf
-    weights = jnp.exp(logits - top.reshape(-1, 1))
-    total = jnp.where(weights <= 1, weights, 0).sum(1).reshape(B, n)
-    log_total = top + jnp.log(jnp.maximum(total, 1))  # 1 at least, but where all is -inf
-
-    block_scores = scores[:, :, None] + (maxima - log_total[:, :, None])
+def _chosen(
+    scores: Float[Array, "B n"],
+    blocks: Float[Array, "R m s"],
+    maxima: Float[Array, "R m"],
+    log_total: Float[Array, " R"],
+    k: int,
+) -> tuple[Float[Array, "B k"], Int[Array, "B k"], Int[Array, "B k"]]:
+    B, n = scores.shape
+    n_blocks, size = blocks.shape[1:]
+    log_total = log_total.reshape(B, n)
+    block_scores = scores[:, :, None] + (maxima.reshape(B, n, n_blocks) - log_total[:, :, None])
     block_scores = block_scores.reshape(B, -1)
     _, chosen = lax.top_k(block_scores, min(k, block_scores.shape[1]))
     chosen = jnp.sort(chosen, axis=1)
     beam = chosen // n_blocks
-    within = finite(jnp.take_along_axis(blocks.reshape(B, -1, size), chosen[:, :, None], axis=1))
+    within = jnp.take_along_axis(blocks.reshape(B, -1, size), chosen[:, :, None], axis=1)
     score = jnp.take_along_axis(scores, beam, axis=1)
     token_scores = score[:, :, None] + (within - jnp.take_along_axis(log_total, beam, axis=1)[:, :, None])
     best, index = lax.top_k(token_scores.reshape(B, -1), k)
     block = jnp.take_along_axis(chosen, index // size, axis=1)
-    token = block % n_blocks * size + index % size
-    return best, block // n_blocks, jnp.minimum(token, V - 1)  # padding has score -inf, but is fed to `step`
+    return best, block // n_blocks, block % n_blocks * size + index % size
 
 
 def _take(beams: Beams, index: Int[Array, "B m"]) -> Beams:
