@@ -378,12 +378,12 @@ def _search(
     def step(tokens, state):
         out = decode(tokens[:, None], cache=own(state))
         logits = out["logits"][:, 0]
-        return logits.at[:, never].set(-jnp.inf, mode="drop"), shared(out["cache"])
+        return jnp.where(jnp.arange(logits.shape[1])[None] == never, -jnp.inf, logits), shared(out["cache"])
 
     def widen(state, n):
         return shared(widened(own(state), (0 if form == "encoder-decoder" else S) + n_beams * n))
 
-    never = jnp.where(pad_id == end_id, jnp.iinfo(jnp.int32).max, pad_id)  # padding of its own is no word
+    never = jnp.where(pad_id == end_id, -1, pad_id)  # padding of its own is no word
     first = jnp.full(B, bos_id, jnp.int32)
     options |= {"end_id": end_id, "pad_id": pad_id, "n_beams": n_beams, "max_new_tokens": max_new_tokens}
     return decoding.beam_search(step, shared(cache), first, widen=widen if "layers" in cache else None, **options)
