@@ -303,7 +303,8 @@ def beam_search(
     """The `n_best` texts after `token` that a search with `n_beams` beams finds. Pure; to be called inside a jit.
 
     `state` has the B rows first in every leaf, but for scalars; each row becomes n_beams rows, which follow their
-    beams from turn to turn. `step` sees B * n_beams rows, those of a text side by side, as `repeat` lays them.
+    beams from turn to turn, but for what is `Shared`. `step` sees B * n_beams rows, those of a text side by side, as
+    `repeat` lays them.
 
     A text ends where `end_id` is among the n_beams best candidates of its row; those are taken from 2 n_beams, so
     that n_beams go on whatever ends. At max_new_tokens the live beams count as texts too. A row stops once no live

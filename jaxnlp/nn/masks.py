@@ -1,7 +1,7 @@
 """What each query may see of the keys, as a description.
 
     visible(t, s) = ((not causal or s <= t) and (no window or s > t - window) or s < prefix)
-                    and s < lengths and segment(s) == segment(t) != 0
+                    and seen(t, s) and s < lengths and segment(s) == segment(t) != 0
 
 Kernels read the description and use what they can; only `to_array` spells it out. Letters: B batch, T queries, S keys.
 """

@@ -360,7 +360,7 @@ def _search(
     apply = functools.partial(model.apply, {"params": params})
     B, S = input_ids.shape
     if form == "encoder-decoder":
-        memory, cache = apply(input_ids, attention_mask, method="encode", length=1)
+        memory, cache = apply(input_ids, attention_mask, method="encode", length=1)  # widened below
         decode = functools.partial(apply, method="decode", memory=memory)
     else:
         right = jnp.arange(S)[None] + attention_mask.sum(1, keepdims=True)  # all sources end in the last slot
