@@ -51,6 +51,8 @@ Processor = Callable[[Logits, Context], Logits]
 Step = Callable[[Int[Array, "B"], Any], tuple[Logits, Any]]
 Choose = Callable[[Logits, Key[Array, "B"]], Int[Array, "B"]]
 
+ROOM = 16  # new tokens of a search's first loop, where its state can be widened
+
 
 # ---------------------------------------------------------------------------------------------------- processors
 
@@ -265,9 +267,23 @@ class _Search:
     ended: Beams
 
 
+@flax.struct.dataclass
+class Shared:
+    """What the beams of a text have in common: as large as without beams, and `beam_search` reorders nothing of it."""
+
+    tree: Any
+
+
 def repeat(tree: Any, n: int) -> Any:
-    """Each row n times, side by side; scalars stay. For what `step` reads but does not carry: an encoder's outputs."""
-    return jax.tree.map(lambda x: jnp.repeat(x, n, axis=0) if jnp.ndim(x) else x, tree)
+    """Each row n times, side by side; scalars and what is shared stay."""
+    return _map(lambda x: jnp.repeat(x, n, axis=0), tree)
+
+
+def _map(function: Callable[[Array], Array], tree: Any) -> Any:
+    def own(x):
+        return x if isinstance(x, Shared) or not jnp.ndim(x) else function(x)
+
+    return jax.tree.map(own, tree, is_leaf=lambda x: isinstance(x, Shared))
 
 
 def beam_search(
@@ -282,15 +298,20 @@ def beam_search(
     length_penalty: Float[Array, ""] | float = 0.0,
     n_best: int = 1,
     process: Processor | None = None,
+    widen: Callable[[Any, int], Any] | None = None,
 ) -> Beams:
     """The `n_best` texts after `token` that a search with `n_beams` beams finds. Pure; to be called inside a jit.
 
     `state` has the B rows first in every leaf, but for scalars; each row becomes n_beams rows, which follow their
-    beams from turn to turn. `step` sees B * n_beams rows, those of a text side by side, as `repeat` lays them.
+    beams from turn to turn, but for what is `Shared`. `step` sees B * n_beams rows, those of a text side by side, as
+    `repeat` lays them.
 
     A text ends where `end_id` is among the n_beams best candidates of its row; those are taken from 2 n_beams, so
     that n_beams go on whatever ends. At max_new_tokens the live beams count as texts too. A row stops once no live
     beam can come among its n_best any more, at whatever length: nothing is lost by it.
+
+    Where step's work grows with the state's slots, `widen(state, n)` gives the state slots for n new tokens in all. It
+    is called for ROOM at first, then for twice as many when they are full: each size is a loop of its own.
 
     Logits that are NaN or +inf count as -inf: such a token is never taken. `length_penalty` is alpha, traced.
     """
@@ -338,7 +359,7 @@ def beam_search(
         live, order = _best(texts.replace(scores=jnp.where(ends, -jnp.inf, scores)), n_beams)
         rows = (first + jnp.take_along_axis(parents, order, axis=1)).reshape(-1)
         return _Search(
-            state=jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds") if jnp.ndim(x) else x, state),
+            state=_map(lambda x: x.at[rows].get(mode="promise_in_bounds"), state),
             last=jnp.take_along_axis(tokens, order, axis=1),
             n_new=s.n_new + 1,
             live=live,
@@ -349,8 +370,19 @@ def beam_search(
     live = live.replace(scores=live.scores.at[:, 0].set(0.0))  # the others are the same text
     last = prompt.reshape(B, n_beams).astype(jnp.int32)
     s = _Search(repeat(state, n_beams), last, jnp.int32(0), live, nothing(n_best))
-    s = lax.while_loop(improvable, advance, s)
-    return _join(s.ended, s.live.replace(scores=s.live.scores / penalty(s.n_new)))
+
+    def texts(s: _Search) -> Beams:
+        return _join(s.ended, s.live.replace(scores=s.live.scores / penalty(s.n_new)))
+
+    def search(s: _Search, room: int) -> Beams:
+        if widen is not None:
+            s = s.replace(state=widen(s.state, room))
+        s = lax.while_loop(lambda s: (s.n_new < room) & improvable(s), advance, s)
+        if room == max_new_tokens:
+            return texts(s)
+        return lax.cond(improvable(s), lambda s: search(s, min(2 * room, max_new_tokens)), texts, s)
+
+    return search(s, max_new_tokens if widen is None else min(ROOM, max_new_tokens))
 
 
 def _candidates(
@@ -362,35 +394,49 @@ def _candidates(
     `lax.top_k` over all n V takes two to four times as long on a CPU at 8,000 words. Equals come in the order of beam,
     then token.
     """
-    B, n = scores.shape
-    V = logits.shape[1]
+    blocks, maxima, log_total = _log_total(logits)
+
+    def clean() -> tuple[Float[Array, "B k"], Int[Array, "B k"], Int[Array, "B k"]]:
+        return _chosen(scores, *_log_total(jnp.where(logits < jnp.inf, logits, -jnp.inf)), k)
+
+    # One NaN or +inf makes its row's sum one; to look for them first would cost as much as the sum.
+    finite = jnp.isfinite(log_total).all()
+    best, beam, token = lax.cond(finite, lambda: _chosen(scores, blocks, maxima, log_total, k), clean)
+    return best, beam, jnp.minimum(token, logits.shape[1] - 1)  # padding has score -inf, but is fed to `step`
+
+
+def _log_total(logits: Float[Array, "R V"]) -> tuple[Float[Array, "R m s"], Float[Array, "R m"], Float[Array, " R"]]:
+    """The logits in blocks, each block's maximum, and each row's log sum exp, 0 where all is -inf."""
+    R, V = logits.shape
     size = max((d for d in range(16, 129) if V % d == 0), default=64)  # a divisor, since padding copies the logits
-    n_blocks = -(-V // size)
-    blocks = jnp.pad(logits, ((0, 0), (0, -V % size)), constant_values=-jnp.inf).reshape(B * n, n_blocks, size)
+    blocks = jnp.pad(logits, ((0, 0), (0, -V % size)), constant_values=-jnp.inf).reshape(R, -1, size)
+    maxima = blocks.max(2)
+    top = jnp.maximum(maxima.max(1), jnp.finfo(jnp.float32).min)  # so that -inf - top is -inf
+    total = jnp.exp(logits - top[:, None]).sum(1)
+    return blocks, maxima, top + jnp.log(jnp.maximum(total, 1))  # 1 at least, but where all is -inf
 
-    def finite(x):
-        return jnp.where(x < jnp.inf, x, -jnp.inf)
 
-    # Cleaned inside the reduction and after the exponential, since a clean copy of the logits costs more than both.
-    maxima = lax.reduce(blocks, np.float32(-np.inf), lambda x, y: jnp.maximum(finite(x), finite(y)), (2,))
-    maxima = maxima.reshape(B, n, n_blocks)
-    top = jnp.maximum(maxima.max(2), jnp.finfo(jnp.float32).min)  # so that -inf - top is -inf
-    weights = jnp.exp(logits - top.reshape(-1, 1))
-    total = jnp.where(weights <= 1, weights, 0).sum(1).reshape(B, n)
-    log_total = top + jnp.log(jnp.maximum(total, 1))  # 1 at least, but where all is -inf
-
-    block_scores = scores[:, :, None] + (maxima - log_total[:, :, None])
+def _chosen(
+    scores: Float[Array, "B n"],
+    blocks: Float[Array, "R m s"],
+    maxima: Float[Array, "R m"],
+    log_total: Float[Array, " R"],
+    k: int,
+) -> tuple[Float[Array, "B k"], Int[Array, "B k"], Int[Array, "B k"]]:
+    B, n = scores.shape
+    n_blocks, size = blocks.shape[1:]
+    log_total = log_total.reshape(B, n)
+    block_scores = scores[:, :, None] + (maxima.reshape(B, n, n_blocks) - log_total[:, :, None])
     block_scores = block_scores.reshape(B, -1)
     _, chosen = lax.top_k(block_scores, min(k, block_scores.shape[1]))
     chosen = jnp.sort(chosen, axis=1)
     beam = chosen // n_blocks
-    within = finite(jnp.take_along_axis(blocks.reshape(B, -1, size), chosen[:, :, None], axis=1))
+    within = jnp.take_along_axis(blocks.reshape(B, -1, size), chosen[:, :, None], axis=1)
     score = jnp.take_along_axis(scores, beam, axis=1)
     token_scores = score[:, :, None] + (within - jnp.take_along_axis(log_total, beam, axis=1)[:, :, None])
     best, index = lax.top_k(token_scores.reshape(B, -1), k)
     block = jnp.take_along_axis(chosen, index // size, axis=1)
-    token = block % n_blocks * size + index % size
-    return best, block // n_blocks, jnp.minimum(token, V - 1)  # padding has score -inf, but is fed to `step`
+    return best, block // n_blocks, block % n_blocks * size + index % size
 
 
 def _take(beams: Beams, index: Int[Array, "B m"]) -> Beams:

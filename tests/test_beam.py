@@ -12,6 +12,7 @@ import pytest
 from jaxnlp import decoding
 from jaxnlp.decoding import beam_search
 from jaxnlp.models import gpt
+from jaxnlp.nn.cache import widened
 
 GOLDEN = Path(__file__).parent / "golden"
 WORDS, END, N = 4, 2, 4  # words 0 … 3, the others of the V are padding, with logits -inf
@@ -220,8 +221,10 @@ def test_a_processor_sees_the_beams_own_words():
         assert texts == {order[: order.index(END) + 1] for order in orders}
 
 
-def test_the_beam_search_of_hugging_face():
-    """Through a key-value cache with a scalar index."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_beam_search_of_hugging_face(shared, monkeypatch):
+    """Through a key-value cache with a scalar index: one for each beam, or one for all of a text, widened twice."""
+    monkeypatch.setattr(decoding, "ROOM", 3)
     golden = dict(np.load(GOLDEN / "beam.npz"))
     oracle = runpy.run_path(str(GOLDEN / "gpt2.py"))
     arrays = {k.removeprefix("params/"): v for k, v in golden.items() if k.startswith("params/")}
@@ -230,18 +233,30 @@ def test_the_beam_search_of_hugging_face():
     prompt, (_, n, n_new) = jnp.asarray(golden["prompt"]), golden["tokens"].shape
     end_id = int(golden["end_id"])
 
+    def together(cache):
+        return {**cache, "layers": decoding.Shared(cache["layers"])}
+
+    def apart(cache):
+        return {**cache, "layers": cache["layers"].tree}
+
     def step(tokens, cache):
-        out = model.apply({"params": params}, tokens[:, None], cache=cache)
-        return out["logits"][:, 0], out["cache"]
+        out = model.apply({"params": params}, tokens[:, None], cache=apart(cache) if shared else cache)
+        return out["logits"][:, 0], together(out["cache"]) if shared else out["cache"]
+
+    def widen(cache, more):
+        return together(widened(apart(cache), prompt.shape[1] - 1 + n * more))
 
     @jax.jit
     def run(prompt):
-        cache = model.init_cache(len(prompt), prompt.shape[1] + n_new)
+        cache = model.init_cache(len(prompt), prompt.shape[1] - 1 + (0 if shared else n_new))
         cache = model.apply({"params": params}, prompt[:, :-1], cache=cache, logits=False)["cache"]
         options = {"n_beams": n, "n_best": n, "max_new_tokens": n_new, "end_id": end_id, "pad_id": end_id}
+        if shared:
+            return beam_search(step, together(cache), prompt[:, -1], widen=widen, **options)
         return beam_search(step, cache, prompt[:, -1], **options)
 
     beams = run(prompt)
+    assert n_new > 6
     np.testing.assert_array_equal(beams.tokens, golden["tokens"])
     np.testing.assert_allclose(beams.scores, golden["scores"], rtol=1e-5)
     assert len(set(np.ravel(beams.lengths).tolist())) > 3
@@ -341,6 +356,8 @@ def test_a_state_without_the_rows_first_is_refused():
 
 
 def test_repeat_lays_the_copies_of_a_row_side_by_side():
-    repeated = decoding.repeat({"x": jnp.array([[1], [2]]), "index": jnp.int32(3)}, 2)
+    shared = decoding.Shared(jnp.array([4, 5]))
+    repeated = decoding.repeat({"x": jnp.array([[1], [2]]), "index": jnp.int32(3), "shared": shared}, 2)
     np.testing.assert_array_equal(repeated["x"], [[1], [1], [2], [2]])
     assert repeated["index"] == 3
+    np.testing.assert_array_equal(repeated["shared"].tree, [4, 5])

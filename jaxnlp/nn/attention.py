@@ -6,8 +6,9 @@
     blocked   anywhere         everything, for T > 1 and T * S > 512 * 512: memory linear        kernels.py
     plain     anywhere         everything; keeps the [T, S] weights for the backward pass        kernels.py
 
-cudnn and pallas take no dropout, no prefix and no offset, and of window, lengths and segment_ids (which can hide all
-keys from a query) one at a time. The first row that fits is taken: `choose` says which, and the tests hold it to this.
+cudnn and pallas take no dropout, no prefix, no offset and no keys spelled out (`seen`), and of window, lengths and
+segment_ids (which can hide all keys from a query) one at a time. The first row that fits is taken: `choose` says which,
+and the tests hold it to this.
 
 Letters: B batch, H heads, T queries, S keys, K head width.
 """
@@ -93,7 +94,8 @@ def _takes(path: str, q_shape, k_shape, dtype, mask: Mask, dropout_rate: float) 
     T, S, K = q_shape[2], k_shape[2], q_shape[3]
     hidden = [mask.window is not None, mask.lengths is not None, mask.segment_ids is not None]
     square = T == S or not (mask.causal or any(hidden[::2]))
-    if dropout_rate or mask.prefix is not None or mask.offset is not None or sum(hidden) > 1 or not square:
+    spelled = mask.prefix is not None or mask.offset is not None or mask.seen is not None
+    if dropout_rate or spelled or sum(hidden) > 1 or not square:
         return False
     if path == "pallas":
         return T % (128 * cuts("queries")) == S % 128 == 0

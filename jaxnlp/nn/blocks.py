@@ -140,8 +140,11 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Mask, cache: Cache | None = None
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        self, x: Float[Array, "N T D"], mask: Mask, cache: Cache | None = None
+    ) -> tuple[Float[Array, "N T D"], Cache | None]:
+        shape = x.shape
+        if cache is not None:  # branches of a text write and ask like so many tokens of it
+            x = x.reshape(len(cache["keys"]), -1, shape[-1])
         project = functools.partial(Projection, dtype=self.dtype)
         qkv = project((self.n_heads, 3, self.d_head), kernel_init=self.kernel_init, cut=("heads",), name="qkv")(x)
         q, k, v = (x.squeeze(0) for x in jnp.split(jnp.einsum("bthck->cbhtk", qkv), 3))  # unpacking pads each gradient
@@ -153,7 +156,7 @@ class SelfAttention(nn.Module):
         drop = 0.0 if self.deterministic else self.dropout
         context = attention(q, k, v, mask, dropout_rate=drop, dropout_rng=self.make_rng("dropout") if drop else None)
         out = project((x.shape[-1],), n_in=2, kernel_init=self.out_init, cut=(None, "heads"), name="out")
-        return out(jnp.einsum("bhtk->bthk", context)), cache
+        return out(jnp.einsum("bhtk->bthk", context)).reshape(shape), cache
 
 
 def _write(slots: Float[Array, "B H S K"], new: Float[Array, "B H T K"], offset) -> Float[Array, "B H S K"]:

@@ -2,7 +2,11 @@
 
     {"layers": each layer's keys and values, "segment_ids" [B, S]: 0 marks padding, "index": slots that are written}
 
-Every leaf but the index has the rows first. Letters: B batch, T new tokens, S slots, L layers, H heads, K head width.
+Every leaf but the index has the rows first. Where segments have n times as many rows as keys and values, each n side by
+side are branches of one text: they write to slots of their own, and see those whose segment is not 0 in their row. So a
+branch is copied by its row of segments alone.
+
+Letters: B batch, T new tokens, S slots, L layers, H heads, K head width.
 """
 
 from collections.abc import Mapping
@@ -53,13 +57,31 @@ def reading(
     if not (segment_ids is None and position_ids is None):
         raise ValueError("segment_ids or position_ids came with a cache; allowed: attention_mask, which gives both")
     slots, index = cache["segment_ids"].shape[1], cache["index"]
-    if input_ids.shape[1] + (0 if isinstance(index, jax.core.Tracer) else int(index)) > slots:  # else overwritten
-        raise ValueError(
-            f"{input_ids.shape[1]} tokens more for a cache with {slots} slots, of which {index} are written"
-        )
+    n_branches = len(input_ids) // len(jax.tree.leaves(cache["layers"])[0])
+    if n_branches > 1 and input_ids.shape[1] > 1:
+        raise ValueError(f"{input_ids.shape[1]} tokens for each of {n_branches} branches of a text; allowed: 1")
+    more = n_branches * input_ids.shape[1]
+    if more + (0 if isinstance(index, jax.core.Tracer) else int(index)) > slots:  # else overwritten
+        raise ValueError(f"{more} tokens more for a cache with {slots} slots, of which {index} are written")
     new = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
     before = cache["segment_ids"].sum(1, keepdims=True)
     position_ids = jnp.maximum(before + jnp.cumsum(new, 1) - 1, 0)
+    if n_branches > 1:
+        own = jnp.arange(len(input_ids))[:, None] % n_branches == jnp.arange(n_branches)[None]
+        new = jnp.where(own, new, 0)
     segment_ids = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids"], new, index, axis=1)
-    cache = {**cache, "segment_ids": segment_ids, "index": index + input_ids.shape[1]}
+    cache = {**cache, "segment_ids": segment_ids, "index": index + new.shape[1]}
+    if n_branches > 1:
+        seen = (segment_ids != 0).reshape(-1, n_branches, slots)
+        return cache, Mask(seen=seen, offset=index), position_ids
     return cache, Mask(causal=True, segment_ids=segment_ids, offset=index, prefix=prefix_lengths), position_ids
+
+
+def widened(cache: Cache, slots: int) -> Cache:
+    """The cache with as many slots, empty ones after its own."""
+
+    def more(x: Array, axis: int) -> Array:
+        return jnp.pad(x, [(0, slots - x.shape[axis] if i == axis % x.ndim else 0) for i in range(x.ndim)])
+
+    layers = jax.tree.map(lambda x: more(x, -2), cache["layers"])
+    return {**cache, "layers": layers, "segment_ids": more(cache["segment_ids"], 1)}

@@ -117,6 +117,8 @@ def blocked(
     segments = mask.query_segments(T)
     if segments is not None:
         segments, mask = _fill(segments, t, 1), mask.replace(segment_ids=_fill(mask.segment_ids, s, 1))
+    if mask.seen is not None:
+        mask = mask.replace(seen=_fill(_fill(mask.seen, t, 1), s, 2))
     starts = []
     for row in range(0, T, t):
         low, high = mask.reach(row, row + t, S)
@@ -226,6 +228,8 @@ def _add(gradients, tile: Tile, dq, dk, dv) -> tuple[Float[Array, "..."], ...]:
 def _visible(mask: Mask, segments: Int[Array, "B T"] | None, tile: Tile) -> Bool[Array, "b 1 #t s"] | None:
     if segments is not None:
         segments, mask = tile.rows(segments, 1), mask.replace(segment_ids=tile.keys(mask.segment_ids, 1))
+    if mask.seen is not None:
+        mask = mask.replace(seen=tile.keys(tile.rows(mask.seen, 1), 2))
     return mask.visible(tile.row + jnp.arange(tile.t), tile.key + jnp.arange(tile.s), segments, mask.segment_ids)
 
 

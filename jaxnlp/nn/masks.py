@@ -1,7 +1,7 @@
 """What each query may see of the keys, as a description.
 
     visible(t, s) = ((not causal or s <= t) and (no window or s > t - window) or s < prefix)
-                    and s < lengths and segment(s) == segment(t) != 0
+                    and seen(t, s) and s < lengths and segment(s) == segment(t) != 0
 
 Kernels read the description and use what they can; only `to_array` spells it out. Letters: B batch, T queries, S keys.
 """
@@ -21,6 +21,7 @@ class Mask:
 
     causal: bool = flax.struct.field(pytree_node=False, default=False)  # key s is seen by query t when s <= t
     window: int | None = flax.struct.field(pytree_node=False, default=None)  # … and when s > t - window
+    seen: Bool[Array, "B T S"] | None = None  # the keys that each query may see, spelled out: a tree of texts
     lengths: Int[Array, " B"] | None = None  # keys [0, lengths) are real: right padding, of cross attention too
     segment_ids: Int[Array, "B S"] | None = None  # a query sees its own segment, segment_ids[:, offset + t]; 0 pads
     prefix: Int[Array, " B"] | None = None  # keys [0, prefix) are seen by every query: a prefix language model
@@ -39,7 +40,7 @@ class Mask:
         query_segments: Int[Array, "B t"] | None,
         key_segments: Int[Array, "B s"] | None,
     ) -> Bool[Array, "b 1 #t s"] | None:
-        """`to_array` for some of the queries and keys, given by their numbers and segments."""
+        """`to_array` for some of the queries and keys, given by numbers and segments; `seen` is of these alone."""
         places = (queries if self.offset is None else queries + self.offset)[:, None]
         near, seen = [], []
         if self.causal:
@@ -50,6 +51,8 @@ class Mask:
             seen.append(functools.reduce(operator.and_, near)[None, None])
         if near and self.prefix is not None:
             seen[0] |= _columns(keys[None] < self.prefix[:, None])
+        if self.seen is not None:
+            seen.append(self.seen[:, None])
         if self.lengths is not None:
             seen.append(_columns(keys[None] < self.lengths[:, None]))
         if self.segment_ids is not None:

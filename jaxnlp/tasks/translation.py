@@ -35,8 +35,9 @@ from jaxnlp import decoding
 from jaxnlp.data import batches
 from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.decoding import Beams
+from jaxnlp.decoding import Beams, Shared
 from jaxnlp.losses import blocked_cross_entropy
+from jaxnlp.nn.cache import widened
 from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Samples, Sums, Table, require, sown
 
 FORMS = {  # what of a batch the model reads
@@ -352,31 +353,40 @@ def _search(
     bos_id: Any,
     end_id: Any,
     pad_id: Any,
+    n_beams: int,
     max_new_tokens: int,
     **options: Any,
 ) -> Beams:
     apply = functools.partial(model.apply, {"params": params})
     B, S = input_ids.shape
     if form == "encoder-decoder":
-        memory, cache = apply(input_ids, attention_mask, method="encode", length=max_new_tokens)
+        memory, cache = apply(input_ids, attention_mask, method="encode", length=1)  # widened below
         decode = functools.partial(apply, method="decode", memory=memory)
     else:
         right = jnp.arange(S)[None] + attention_mask.sum(1, keepdims=True)  # all sources end in the last slot
         ids, mask = (jnp.take_along_axis(x, right % S, axis=1) for x in (input_ids, attention_mask))
         prefix = {"prefix_lengths": jnp.full(B, S)} if form == "prefix" else {}
-        cache = model.init_cache(B, S + max_new_tokens)
-        cache = apply(ids, mask, cache=cache, logits=False, **prefix)["cache"]
+        cache = apply(ids, mask, cache=model.init_cache(B, S), logits=False, **prefix)["cache"]
         decode = apply
 
-    def step(tokens, cache):
-        out = decode(tokens[:, None], cache=cache)
+    def shared(cache):  # keys and values stay where they are written
+        return {**cache, "layers": Shared(cache["layers"])} if "layers" in cache else cache
+
+    def own(state):
+        return {**state, "layers": state["layers"].tree} if "layers" in state else state
+
+    def step(tokens, state):
+        out = decode(tokens[:, None], cache=own(state))
         logits = out["logits"][:, 0]
-        return jnp.where(jnp.arange(logits.shape[-1])[None] == never, -jnp.inf, logits), out["cache"]
+        return jnp.where(jnp.arange(logits.shape[1])[None] == never, -jnp.inf, logits), shared(out["cache"])
+
+    def widen(state, n):
+        return shared(widened(own(state), (0 if form == "encoder-decoder" else S) + n_beams * n))
 
     never = jnp.where(pad_id == end_id, -1, pad_id)  # padding of its own is no word
     first = jnp.full(B, bos_id, jnp.int32)
-    options |= {"end_id": end_id, "pad_id": pad_id, "max_new_tokens": max_new_tokens}
-    return decoding.beam_search(step, cache, first, **options)
+    options |= {"end_id": end_id, "pad_id": pad_id, "n_beams": n_beams, "max_new_tokens": max_new_tokens}
+    return decoding.beam_search(step, shared(cache), first, widen=widen if "layers" in cache else None, **options)
 
 
 @functools.partial(jax.jit, static_argnums=0)

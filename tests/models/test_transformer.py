@@ -16,6 +16,7 @@ from jaxnlp.losses import blocked_cross_entropy
 from jaxnlp.models import transformer
 from jaxnlp.models.heads import Classification, pool
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
+from jaxnlp.nn.cache import widened
 from jaxnlp.nn.embeddings import padded, sinusoids
 
 ORACLE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "golden" / "transformer.py"))
@@ -147,6 +148,30 @@ def test_beams_of_a_source_share_its_memory(name, params):
     repeated = decoding.repeat(given, 2)
     expected = model.apply({"params": params}, **repeated, decoder_input_ids=rows)["logits"]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_branches_of_a_text_share_a_cache(scan, name, params):
+    """Two branches of each source, which both go on from the second at last: what whole texts give."""
+    config = dataclasses.replace(CONFIGS[name], scan=scan)
+    model, own, given = config.build(), stack_layers(params) if scan else params, inputs(name)
+    ids = given.pop("decoder_input_ids")
+    memory, cache = model.apply({"params": own}, **given, method="encode", length=2)
+    cache = model.apply({"params": own}, ids[:, :2], memory, cache, method="decode")["cache"]
+    cache = widened(cache, 2 + 2 * 3)
+    cache = {**cache, "segment_ids": jnp.repeat(cache["segment_ids"], 2, axis=0)}
+    rows, texts = 2 * len(ids), jnp.repeat(ids[:, :2], 2, axis=0)
+    for tokens in jax.random.randint(jax.random.key(0), (3, rows, 1), 0, 61):
+        out = model.apply({"params": own}, tokens, memory, cache, method="decode")
+        texts = jnp.concatenate([texts, tokens], axis=1)
+        expected = model.apply({"params": own}, texts, memory, None, method="decode")["logits"][:, -1:]
+        np.testing.assert_allclose(out["logits"], expected, atol=1e-5)
+        second = jnp.arange(rows) // 2 * 2 + 1
+        texts, cache = texts[second], {**out["cache"], "segment_ids": out["cache"]["segment_ids"][second]}
+    with pytest.raises(ValueError, match="2 tokens more for a cache with 8 slots, of which 8 are written"):
+        model.apply({"params": own}, tokens, memory, cache, method="decode")
+    with pytest.raises(ValueError, match="2 tokens for each of 2 branches of a text; allowed: 1"):
+        model.apply({"params": own}, texts[:, :2], memory, cache, method="decode")
 
 
 def test_a_source_without_a_token_gives_finite_values(name, params):

@@ -33,6 +33,7 @@ MASKS = {
     "offset": Mask(causal=True, offset=jnp.int32(4)),
     "cache": Mask(causal=True, window=4, segment_ids=SEGMENTS, offset=jnp.int32(5)),
     "segments": Mask(segment_ids=SEGMENTS),
+    "spelled out": Mask(seen=jnp.asarray(np.random.default_rng(5).random((B, T, S)) < 0.4)),
     "prefix": Mask(causal=True, window=2, prefix=jnp.array([5, 0]), lengths=jnp.array([12, 3])),
 }
 
@@ -69,6 +70,8 @@ def run(q, k, v, dout, mask, **options):
 
 
 def sees(mask: Mask, b: int, t: int, s: int) -> bool:
+    if mask.seen is not None and not mask.seen[b, t, s]:
+        return False
     t += 0 if mask.offset is None else int(mask.offset)
     seen = (not mask.causal or s <= t) and (mask.window is None or s > t - mask.window)
     seen = seen or (mask.prefix is not None and s < mask.prefix[b])
