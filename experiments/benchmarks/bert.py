@@ -12,7 +12,6 @@ predict    the 872 sentences of SST-2's validation part as they come, texts in a
 import argparse
 import os
 import pathlib
-import resource
 import tempfile
 import time
 
@@ -101,7 +100,8 @@ def their_step(args: argparse.Namespace):
 
 def peak() -> float:
     """GiB of memory that this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
 
 
 def step(args: argparse.Namespace) -> None:
