@@ -269,19 +269,29 @@ def predict(
     ema: Average = False,
     average: Mean = 1,
 ) -> None:
-    """Prints a JSON object for each line of text.
+    """Prints a JSON object for each line.
 
     Args:
-        file: a text a line; standard input if there is none
+        file: a text a line, or as JSON what else the task reads: ["a text", "a second"], {"question": …, "context": …};
+            standard input if there is none
     """
     import jaxnlp
 
     with sys.stdin if file is None else file.open(encoding="utf-8") as lines:
         loaded = jaxnlp.load(run, step=step, ema=ema, average=average)
-        texts = (line.rstrip("\n") for line in lines)
-        while rows := list(itertools.islice(texts, ROWS)):
-            for text, prediction in zip(rows, loaded.predict(rows)):
-                print(json.dumps({"text": text, **prediction}, ensure_ascii=False), flush=True)
+        items = (_item(line.rstrip("\n")) for line in lines)
+        while rows := list(itertools.islice(items, ROWS)):
+            for item, prediction in zip(rows, loaded.predict(rows)):
+                given = item if isinstance(item, dict) else {"text": item}
+                print(json.dumps({**given, **prediction}, ensure_ascii=False), flush=True)
+
+
+def _item(line: str) -> Any:
+    """The line, or what it is as a JSON array or object."""
+    try:
+        return json.loads(line) if line[:1] in ("[", "{") else line
+    except ValueError:  # "[MASK] is a text"
+        return line
 
 
 def experiments() -> None:

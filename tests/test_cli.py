@@ -200,8 +200,8 @@ def test_predict_without_a_task_for_it(run, monkeypatch, capsys):
 
 def test_predict_gives_a_line_for_a_line(tmp_path, monkeypatch, capsys):
     class Run:
-        def predict(self, texts):
-            return [{"label": text.upper()} for text in texts]
+        def predict(self, items):
+            return [{"label": str(item).upper()} for item in items]
 
     import jaxnlp
 
@@ -211,6 +211,14 @@ def test_predict_gives_a_line_for_a_line(tmp_path, monkeypatch, capsys):
     assert cli.main(["predict", "run", str(tmp_path / "texts.txt")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines == [{"text": text, "label": text.upper()} for text in texts]
+    more = ['["a", "b"]', '{"question": "q", "context": "c"}', "[MASK] is a text"]
+    (tmp_path / "items.txt").write_text("\n".join(more))
+    assert cli.main(["predict", "run", str(tmp_path / "items.txt")]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"text": ["a", "b"], "label": "['A', 'B']"},
+        {"question": "q", "context": "c", "label": "{'QUESTION': 'Q', 'CONTEXT': 'C'}"},
+        {"text": "[MASK] is a text", "label": "[MASK] IS A TEXT"},
+    ]
 
 
 def test_evaluate_refuses_a_split_of_data_without_splits(run, capsys):
