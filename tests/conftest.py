@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: hardly optimised code is there sooner.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 import flax  # noqa: E402
