@@ -3,6 +3,7 @@
 All of it comes before jaxnlp is imported.
 """
 
+import importlib.metadata
 import os
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: hardly optimised code is there sooner.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
+FLAGS += " --xla_llvm_disable_expensive_passes=true"
+if importlib.metadata.version("jax") < "0.12":  # later the flag is gone
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 import flax  # noqa: E402
