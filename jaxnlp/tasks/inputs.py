@@ -23,6 +23,8 @@ from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.tasks.task import Batch, Record, require
 
+Tokens = Sequence[int] | np.ndarray
+
 ROWS = 32  # of a batch of predictions
 READ = ("input_ids", "attention_mask", "token_type_ids")  # what of a batch the model reads
 
@@ -88,7 +90,7 @@ class Template(NamedTuple):
             raise ValueError(f"task.length={length}; allowed: {special + n_texts} and more, {special} of them special")
         return length - special
 
-    def join(self, a: Sequence[int], b: Sequence[int] | None = None) -> Record:
+    def join(self, a: Tokens, b: Tokens | None = None) -> Record:
         """{"input_ids"} of one text; of a pair {"input_ids", "token_type_ids"}, the latter where there are segments."""
         first = [*self.start, *a, *(self.end if b is None else self.between)]
         if b is None:
@@ -97,7 +99,7 @@ class Template(NamedTuple):
         kinds = {"token_type_ids": np.int32(np.arange(len(ids)) >= len(first))} if self.segments else {}
         return {"input_ids": ids, **kinds}
 
-    def fit(self, a: Sequence[int], b: Sequence[int] | None = None, *, length: int) -> Record:
+    def fit(self, a: Tokens, b: Tokens | None = None, *, length: int) -> Record:
         """As `join`, cut to `length` tokens."""
         if b is None:
             return self.join(a[: self.room(length, 1)])

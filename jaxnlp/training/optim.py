@@ -1,4 +1,5 @@
-"""AdamW (Loshchilov and Hutter, 2019) or Muon (Jordan et al., 2024) on a warmed-up schedule, clipped: all of it optax.
+"""AdamW (Loshchilov and Hutter, 2019), LAMB (You et al., 2020) or Muon (Jordan et al., 2024) on a warmed-up schedule,
+clipped: all of it optax.
 
 lr(t) = lr (t + 1) / (W + 1)                                              t < W = warmup * steps
 lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (E - W))) / 2)          W <= t < E = end_at * steps
@@ -12,6 +13,9 @@ Decay is on matrices and tables only. Muon takes the momentum (0.95, Nesterov's)
 five steps of Newton and Schulz's iteration to nearly U V', which is orthogonal, and scales it by 0.2 sqrt(max(m, n)) to
 the size of AdamW's updates (Liu et al., 2025, eq. 4), so that lr and decay mean the same in both. The queries', keys'
 and values' matrices are three. What is no block's matrix stays with AdamW.
+
+LAMB, for large batches, is AdamW that takes for the update u of a matrix or table w, decay and all, |w| / |u| u: each
+moves by the same share of its own length. Biases and norms move by u, as in the authors' code.
 """
 
 import dataclasses
@@ -35,18 +39,20 @@ MATRICES = {  # axes that are rows and columns of a kernel's matrix; the others 
     r".*/mlp/(in|out)/kernel": optax.contrib.MuonDimensionNumbers((-1,), (-2,)),
 }
 
+UNDECAYED = ("bias", "scale")  # ends of the paths of biases and of the norms' scales
+
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
     """The rule's numbers; the defaults are AdamW's for GPT-3 125M (Brown et al., 2020, table 2.1 and appendix B)."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "lamb", "muon"] = "adamw"
     lr: float = 6e-4  # the peak
     warmup: float = 0.02  # fraction of the steps
     decay: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"  # from the peak to end * lr; "rsqrt" has no end
     end: float = 0.1  # of the peak
     end_at: float = 1.0  # fraction of the steps after which it stays there
-    b1: float = 0.9  # AdamW's, as b2 and epsilon
+    b1: float = 0.9  # AdamW's and LAMB's, as b2 and epsilon
     b2: float = 0.95
     mu_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment: bfloat16 saves 2 bytes a parameter
     epsilon: float = 1e-8
@@ -100,6 +106,13 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
         mu_dtype=optim.mu_dtype,
     )
     rule = adamw
+    if optim.name == "lamb":
+        rule = optax.chain(
+            optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.epsilon, mu_dtype=optim.mu_dtype),
+            optax.add_decayed_weights(optim.weight_decay, decayed),
+            optax.stateless(_trust),
+            optax.scale_by_learning_rate(schedule(optim, steps)),
+        )
     if optim.name == "muon":
         muon = optax.contrib.muon(
             schedule(optim, steps),
@@ -139,7 +152,25 @@ def _matrix(path: str, _: Any) -> optax.contrib.MuonDimensionNumbers:
 
 def decayed(params: Params) -> Params:
     """True where weight decay applies: on everything but biases and the norms' scales."""
-    return by_path(lambda path, _: not path.endswith(("bias", "scale")), params)
+    return by_path(lambda path, _: not path.endswith(UNDECAYED), params)
+
+
+def _trust(updates: Params, params: Params) -> Params:
+    """Updates of matrices and tables as long as these are; of several matrices in one array, of each (`MATRICES`)."""
+
+    def scale(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
+        if path.endswith(UNDECAYED):
+            return update
+        found = (axes for pattern, axes in MATRICES.items() if re.fullmatch(f"(.*/)?{pattern}", path))
+        rows_and_columns = next(found, None)
+        axes = None if rows_and_columns is None else rows_and_columns.reduction_axis + rows_and_columns.output_axis
+        lengths = [jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (param, update)]
+        ratio = lengths[0] / jnp.where(lengths[1] > 0, lengths[1], 1)
+        return update * jnp.where((lengths[0] > 0) & (lengths[1] > 0), ratio, 1)
+
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, *leaves: scale("/".join(k.key for k in keys), *leaves), updates, params
+    )
 
 
 def frozen(optim: Optim, path: str) -> bool:
