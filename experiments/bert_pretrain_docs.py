@@ -3,9 +3,9 @@
     jaxnlp train bert_pretrain_docs
     jaxnlp predict runs/bert_pretrain_docs                 # then type: Return the [MASK] of the list.
 
-Model: Devlin et al., 2019, at 4 layers of 128, with 4,096 WordPieces; no dropout, as it does not see its text often. Data:
-`python_docs`, made from the Python that runs it; no download. A module's docstrings in their order are one document.
-`--no-next-sentence` leaves the next sentence out, and rows are full (RoBERTa: Liu et al., 2019, section 4.2).
+Model: Devlin et al., 2019, at 4 layers of 128, with 4,096 WordPieces and without dropout. Data: `python_docs`, made
+from the Python that runs it; no download. A module's docstrings, in their order, are one document. Whole words are
+hidden; `--no-next-sentence` learns these alone, from full rows (Liu et al., 2019, section 4.2).
 """
 
 from jaxnlp.data.sources import TFDS
@@ -31,6 +31,6 @@ def experiment(next_sentence: bool = True) -> Experiment:
         data=Data(train=TFDS("python_docs", "train"), validation=TFDS("python_docs", "validation")),
         tokenizer=WordPiece(4096),
         optim=Optim(name="muon", lr=1e-2, warmup=0.05, end=0.0),
-        steps=1300,
-        batch_size=32,
+        steps=1800,
+        batch_size=16,
     )

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from jaxnlp import cli
-from jaxnlp.data.tokenizers import Characters
+from jaxnlp.data.tokenizers import Characters, WordPiece
 from jaxnlp.models import gpt
 from jaxnlp.tasks.language_modeling import LanguageModeling
+from jaxnlp.tasks.masked_lm import MaskedLM
 from jaxnlp.tasks.translation import Translation
 from jaxnlp.training import loop
 from jaxnlp.training.experiment import Data, Experiment, from_json, to_json
@@ -59,6 +60,8 @@ def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
     else:
         labels = getattr(task, "labels", ("none",))
         rows = [{task.text: text, getattr(task, "label", "label"): i % len(labels)} for i, text in enumerate(TEXTS)]
+        if getattr(task, "document", None) is not None:
+            rows = [row | {task.document: i // 5} for i, row in enumerate(rows)]
     experiment = dataclasses.replace(
         experiment,
         task=task,
@@ -80,10 +83,12 @@ def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
     }  # fmt: skip
     fields = {field.name for field in dataclasses.fields(c)}
     model = dataclasses.replace(c, **{name: value for name, value in small.items() if name in fields})
-    return dataclasses.replace(experiment, model=model, tokenizer=Characters())
+    tokenizer = WordPiece(64) if isinstance(task, MaskedLM) else Characters()
+    return dataclasses.replace(experiment, model=model, tokenizer=tokenizer)
 
 
 ALIKE = {
+    "bert_pretrain",
     "gpt3",
     "rnnsearch_wmt14",
     "seq2seq_ko_en",
@@ -118,11 +123,13 @@ def test_is_well_formed(path):
     assert f"jaxnlp train {path.stem}" in docstring, "the docstring gives the command"
     if experiment.model is not None:
         rows = jax.ShapeDtypeStruct((experiment.batch_size, experiment.task.length), jnp.int32)
-        params = jax.eval_shape(experiment.model.build().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+        model = experiment.model.build(experiment.task.heads)
+        params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
         given = {"decoder_input_ids": rows} if getattr(experiment.task, "form", "") == "encoder-decoder" else {}
-        out = jax.eval_shape(experiment.model.build(experiment.task.heads).apply, params, rows, **given)
+        out = jax.eval_shape(model.apply, params, rows, **given)
         words = getattr(experiment.model, "output_vocab_size", experiment.model.vocab_size)
-        assert out["logits"].shape == (*rows.shape, words)
+        logits = out["prediction_logits"] if "prediction_logits" in out else out["logits"]
+        assert logits.shape == (*rows.shape, words)
 
 
 def test_importing_touches_no_device():

@@ -191,7 +191,9 @@ class MaskedLM:
             masks = batch["input_ids"] == tokenizer.mask_id
             slots = 1 << (int(masks.sum(1).max()) - 1).bit_length()  # few sizes, each of which compiles once
             places = np.argsort(~masks, axis=1, kind="stable")[:, :slots].astype(np.int32)
-            return _likeliest(model, self.top, tokenizer.vocab_size, params, {**read(batch), "masked_positions": places})
+            return _likeliest(
+                model, self.top, tokenizer.vocab_size, params, {**read(batch), "masked_positions": places}
+            )
 
         return by_length(run, records, pad_id=tokenizer.pad_id, max_length=self.length)
 

@@ -250,7 +250,9 @@ def test_scores_are_the_models(pieces, learned):
     (found,) = MaskedLM(length=32).predict(model, params, pieces, ["the [MASK] sat."])
     best = np.argsort(-logits[: pieces.vocab_size])[:5].tolist()
     assert [word["token"] for word in found["masks"][0]] == [pieces.spell(i) for i in best]
-    np.testing.assert_allclose([w["score"] for w in found["masks"][0]], jax.nn.softmax(logits)[np.array(best)], rtol=1e-4)
+    np.testing.assert_allclose(
+        [w["score"] for w in found["masks"][0]], jax.nn.softmax(logits)[np.array(best)], rtol=1e-4
+    )
 
 
 def test_what_is_shown(pieces, learned):
