@@ -1,12 +1,15 @@
-"""BERT-base and BERT-large pretrained from scratch (Devlin et al., 2019) on any text set of TFDS.
+"""BERT pretrained from scratch (Devlin et al., 2019) on any text set of TFDS, base or large: first short rows, then long.
 
-    jaxnlp train bert_pretrain --dataset NAME --vocabulary DIR --data-dir DIR [--size large] [--batch lamb]
-    jaxnlp train bert_pretrain --length 512 --pretrained runs/bert_pretrain …       the last tenth of the steps
-    jaxnlp plan bert_pretrain --topology v5e:4x4 [--mesh data=16]
+    jaxnlp train bert_pretrain --dataset NAME --data-dir gs://DIR --workdir gs://DIR/short --parallel fsdp=16
+    jaxnlp train bert_pretrain --dataset NAME --data-dir gs://DIR --length 512 --pretrained gs://DIR/short …
+    jaxnlp plan bert_pretrain --topology v5e:4x4
 
-The paper's 1,000,000 steps of 256 rows: nine tenths of them of 128 tokens, the rest of 512 (its appendix A.2), Adam at
-1e-4, 10,000 steps of warm-up, linear decay. `--batch lamb` is You et al., 2020, section 4.1: 65,536 rows of 128 tokens
-for 7,038 steps, then 32,768 of 512 for 1,563. bfloat16 products, layers scanned: for accelerators. Not run here.
+The paper (its appendix A.2): 256 rows; 900,000 steps of 128 tokens, then 100,000 of 512; the rate rises to 1e-4 over
+10,000 steps and falls to zero over the million, which the second run goes on with from 1e-5; decay 0.01, dropout 0.1.
+With `--optimizer lamb` rows, rate, warmup and steps are the untuned ones of You et al., 2020, for batches of 32,768:
+15,625 steps, 5e-3 after a fifth of them. Products are in bfloat16, layers scanned and recomputed. Not run here.
+
+`--no-next-sentence` is RoBERTa's way (Liu et al., 2019, section 4.2), `--whole-words` that of google-research/bert since.
 """
 
 import dataclasses
@@ -19,12 +22,9 @@ from jaxnlp.tasks.masked_lm import MaskedLM
 from jaxnlp.training.experiment import Data, Experiment, Pretrained
 from jaxnlp.training.optim import Optim
 
-PAPER = Optim(lr=1e-4, b2=0.999, epsilon=1e-6, weight_decay=0.01, decay="linear", end=0.0)
-RECIPES = {  # by batch and length: rows, steps, optimizer
-    ("paper", 128): (256, 900_000, dataclasses.replace(PAPER, warmup=0.011, end=0.1)),
-    ("paper", 512): (256, 100_000, dataclasses.replace(PAPER, lr=1e-5, warmup=0.0)),
-    ("lamb", 128): (65_536, 7_038, dataclasses.replace(PAPER, name="lamb", lr=6e-3, warmup=0.2843)),
-    ("lamb", 512): (32_768, 1_563, dataclasses.replace(PAPER, name="lamb", lr=4e-3, warmup=0.128)),
+SETTINGS = {  # rows, steps of both runs, warmup, rate
+    "adamw": (256, 1_000_000, 10_000, 1e-4),
+    "lamb": (32_768, 15_625, 3_125, 5e-3),
 }
 
 
@@ -36,23 +36,31 @@ def experiment(
     vocabulary: str | None = None,
     size: Literal["base", "large"] = "base",
     length: Literal[128, 512] = 128,
-    batch: Literal["paper", "lamb"] = "paper",
     pretrained: str | None = None,
+    optimizer: Literal["adamw", "lamb"] = "adamw",
+    next_sentence: bool = True,
+    whole_words: bool = False,
 ) -> Experiment:
-    """`vocabulary`: a tokenizer.json, or a folder with BERT's vocab.txt; None trains a new one on the data."""
-    rows, steps, optim = RECIPES[batch, length]
-    tokenizer = WordPiece() if vocabulary is None else TokenizerFile(vocabulary)
+    """`vocabulary`: a tokenizer.json, or a folder with BERT's vocab.txt; None trains a new one on the data.
+
+    `pretrained`: the run of short rows, from which the one of `length` 512 goes on; its vocabulary stays.
+    """
+    rows, steps, warmup, rate = SETTINGS[optimizer]
+    steps = round(steps * (0.9 if length == 128 else 0.1))
+    schedule = {"lr": rate, "warmup": warmup / steps, "end": 0.1}
+    if length == 512:
+        schedule = {"lr": rate / 10, "warmup": 0.0, "end": 0.0}
+    tokenizer = WordPiece(30522) if vocabulary is None else TokenizerFile(vocabulary)
     return Experiment(
         model=dataclasses.replace(bert.VARIANTS[size], dtype="bfloat16", scan=True, remat="dots"),
-        task=MaskedLM(text=text, length=length),
+        task=MaskedLM(text=text, length=length, next_sentence=next_sentence, whole_words=whole_words),
         data=Data(train=TFDS(dataset, train_split), validation=TFDS(dataset, validation_split)),
         tokenizer=tokenizer if pretrained is None else None,
         init=None if pretrained is None else Pretrained(pretrained),
-        optim=optim,
+        optim=Optim(name=optimizer, decay="linear", b2=0.999, epsilon=1e-6, weight_decay=0.01, **schedule),
         steps=steps,
         batch_size=rows,
-        accumulate=16 if batch == "lamb" else 1,
-        log_every=0.0001,
-        evaluate_every=0.005,
-        save_every=0.005,
+        log_every=0.001,
+        evaluate_every=0.02,
+        save_every=0.01,
     )

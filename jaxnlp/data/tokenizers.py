@@ -382,10 +382,19 @@ def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
     return backend
 
 
-def _wordpiece(model: models.WordPiece, lowercase: bool, hangul: bool) -> tokenizers.Tokenizer:
+def _wordpiece(
+    model: models.WordPiece,
+    lowercase: bool,
+    hangul: bool,
+    strip_accents: bool | None = None,
+    chinese_characters: bool = True,
+) -> tokenizers.Tokenizer:
+    """`strip_accents=None` does as `lowercase`; each Chinese character is a word of its own, or not."""
+    strip_accents = lowercase if strip_accents is None else strip_accents
     backend = tokenizers.Tokenizer(model)
-    steps = [normalizers.BertNormalizer(lowercase=lowercase, strip_accents=lowercase)]
-    if lowercase and hangul:
+    options = {"strip_accents": strip_accents, "handle_chinese_chars": chinese_characters}
+    steps = [normalizers.BertNormalizer(lowercase=lowercase, **options)]
+    if strip_accents and hangul:
         steps.append(normalizers.NFC())  # stripping accents decomposed every syllable into its letters
     backend.normalizer = normalizers.Sequence(steps)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -408,7 +417,13 @@ def _bert(vocab: epath.Path) -> tokenizers.Tokenizer:
     options = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
     words = set(vocab.read_text(encoding="utf-8").splitlines()) - set(BERT_SPECIALS)
     uncased = not any(word != word.lower() for word in words if not word.startswith("["))
-    backend = _wordpiece(model, options.get("do_lower_case", uncased), hangul=False)
+    backend = _wordpiece(
+        model,
+        lowercase=options.get("do_lower_case", uncased),
+        hangul=False,
+        strip_accents=options.get("strip_accents"),
+        chinese_characters=options.get("tokenize_chinese_chars", True),
+    )
     return _with_bert_specials(backend)
 
 

@@ -25,7 +25,7 @@ from jaxnlp.tasks.task import Batch, Record, require
 
 ROWS = 32  # of a batch of predictions
 PARTS = 2  # widths of such batches from a power of two to the next: a program each, and less padding
-Ids = Sequence[int] | np.ndarray
+Tokens = Sequence[int] | np.ndarray
 READ = ("input_ids", "attention_mask", "token_type_ids")  # what of a batch the model reads
 
 
@@ -92,7 +92,7 @@ class Template(NamedTuple):
             raise ValueError(f"task.length={length}; allowed: {special + n_texts} and more, {special} of them special")
         return length - special
 
-    def join(self, a: Ids, b: Ids | None = None) -> Record:
+    def join(self, a: Tokens, b: Tokens | None = None) -> Record:
         """{"input_ids"} of one text; of a pair {"input_ids", "token_type_ids"}, the latter where there are segments."""
         first = [*self.start, *a, *(self.end if b is None else self.between)]
         if b is None:
@@ -101,7 +101,7 @@ class Template(NamedTuple):
         kinds = {"token_type_ids": np.int32(np.arange(len(ids)) >= len(first))} if self.segments else {}
         return {"input_ids": ids, **kinds}
 
-    def fit(self, a: Ids, b: Ids | None = None, *, length: int) -> Record:
+    def fit(self, a: Tokens, b: Tokens | None = None, *, length: int) -> Record:
         """As `join`, cut to `length` tokens."""
         if b is None:
             return self.join(a[: self.room(length, 1)])

@@ -191,7 +191,9 @@ class MaskedLM:
             masks = batch["input_ids"] == tokenizer.mask_id
             slots = 1 << (int(masks.sum(1).max()) - 1).bit_length()  # few sizes, each of which compiles once
             places = np.argsort(~masks, axis=1, kind="stable")[:, :slots].astype(np.int32)
-            return _likeliest(model, self.top, params, {**read(batch), "masked_positions": places})
+            return _likeliest(
+                model, self.top, tokenizer.vocab_size, params, {**read(batch), "masked_positions": places}
+            )
 
         return by_length(run, records, pad_id=tokenizer.pad_id, max_length=self.length)
 
@@ -222,7 +224,7 @@ class MaskedLM:
         samples = []
         for one, ids in zip(hidden[:5], guessed):
             between = np.split(one.input_ids, np.sort([*one.positions, *(one.positions + 1)]))[::2]
-            text = f" {tokenizer.token(known.mask_id)} ".join(tokenizer.decode(part) for part in between)
+            text = f" {tokenizer.token(known.mask_id)} ".join(tokenizer.decode(part.tolist()) for part in between)
             pairs = zip(ids[:, 0].tolist(), one.labels.tolist(), strict=True)
             samples.append(
                 (text, ", ".join(spell(i) + (f" (was {spell(was)})" if i != was else "") for i, was in pairs))
@@ -249,9 +251,11 @@ def _best(words: Unembedding) -> Int[Array, "B M"]:
     ).T
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _likeliest(
-    model: nn.Module, k: int, params: Mapping[str, Any], inputs: Batch
+    model: nn.Module, k: int, n_words: int, params: Mapping[str, Any], inputs: Batch
 ) -> tuple[Float[Array, "B M k"], Int[Array, "B M k"]]:
+    """The model may have room for more words than there are."""
     logits = model.apply({"params": params}, **inputs, logits=False)["unembedding"].logits()
-    return jax.lax.top_k(jax.nn.softmax(logits), k)
+    scores, ids = jax.lax.top_k(jax.nn.softmax(logits)[..., :n_words], k)
+    return scores, ids

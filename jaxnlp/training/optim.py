@@ -1,6 +1,5 @@
-"""AdamW (Loshchilov and Hutter, 2019), LAMB (You et al., 2020) or Muon (Jordan et al., 2024), warmed up and clipped.
-
-All of it is optax.
+"""AdamW (Loshchilov and Hutter, 2019), LAMB (You et al., 2020) or Muon (Jordan et al., 2024) on a warmed-up schedule,
+clipped: all of it optax.
 
 lr(t) = lr (t + 1) / (W + 1)                                              t < W = warmup * steps
 lr(t) = lr (end + (1 - end) (1 + cos(pi (t - W) / (E - W))) / 2)          W <= t < E = end_at * steps
@@ -10,12 +9,13 @@ or, with decay "rsqrt", lr sqrt((W + 1) / (t + 1)) from W on (Vaswani et al., 20
 
 lr = 1 / sqrt(D (W + 1)) in a model of width D.
 
-Decay is on matrices and tables only. LAMB, for batches of many thousands, scales Adam's decayed update u of a matrix or
-table W by |W| / |u| (algorithm 2, with phi the identity), and no other's. Muon takes the momentum (0.95, Nesterov's) of
-a block's matrix [m, n] = U S V' by five steps of Newton and Schulz's iteration to nearly U V', which is orthogonal, and
-scales it by 0.2 sqrt(max(m, n)) to the size of AdamW's updates (Liu et al., 2025, eq. 4), so that lr and decay mean the
-same in both; what is no block's matrix stays with AdamW. To LAMB and Muon the queries', keys' and values' matrices are
-three, and each layer's are its own.
+Decay is on matrices and tables only. Muon takes the momentum (0.95, Nesterov's) of a block's matrix [m, n] = U S V' by
+five steps of Newton and Schulz's iteration to nearly U V', which is orthogonal, and scales it by 0.2 sqrt(max(m, n)) to
+the size of AdamW's updates (Liu et al., 2025, eq. 4), so that lr and decay mean the same in both. The queries', keys'
+and values' matrices are three. What is no block's matrix stays with AdamW.
+
+LAMB, for large batches, is AdamW that takes for the update u of a matrix or table w, decay and all, |w| / |u| u: each
+moves by the same share of its own length. Biases and norms move by u, as in the authors' code.
 """
 
 import dataclasses
@@ -38,6 +38,8 @@ MATRICES = {  # axes that are rows and columns of a kernel's matrix; the others 
     r".*/(cross_)?attention/out/kernel": optax.contrib.MuonDimensionNumbers((-2, -1), (-3,)),  # [D, H, K]
     r".*/mlp/(in|out)/kernel": optax.contrib.MuonDimensionNumbers((-1,), (-2,)),
 }
+
+UNDECAYED = ("bias", "scale")  # ends of the paths of biases and of the norms' scales
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +96,23 @@ def schedule(optim: Optim, steps: int) -> optax.Schedule:
 
 def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
     """The transformation of a gradient, averaged over the batch, into an update; frozen paths have no state."""
-    adam = optax.scale_by_adam(optim.b1, optim.b2, optim.epsilon, mu_dtype=optim.mu_dtype)
-    decay = optax.add_decayed_weights(optim.weight_decay, decayed)
-    down = optax.scale_by_learning_rate(schedule(optim, steps))
-    rule = adamw = optax.chain(adam, decay, down)
+    adamw = optax.adamw(
+        schedule(optim, steps),
+        b1=optim.b1,
+        b2=optim.b2,
+        eps=optim.epsilon,
+        weight_decay=optim.weight_decay,
+        mask=decayed,
+        mu_dtype=optim.mu_dtype,
+    )
+    rule = adamw
     if optim.name == "lamb":
-        rule = optax.chain(adam, decay, optax.stateless(_trusted), down)
+        rule = optax.chain(
+            optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.epsilon, mu_dtype=optim.mu_dtype),
+            optax.add_decayed_weights(optim.weight_decay, decayed),
+            optax.stateless(_trust),
+            optax.scale_by_learning_rate(schedule(optim, steps)),
+        )
     if optim.name == "muon":
         muon = optax.contrib.muon(
             schedule(optim, steps),
@@ -137,26 +150,27 @@ def _matrix(path: str, _: Any) -> optax.contrib.MuonDimensionNumbers:
     raise ValueError(f"optim.name='muon' does not know the matrices of {path}; allowed: {', '.join(MATRICES)}")
 
 
-def _trusted(updates: Params, params: Params) -> Params:
-    """Each matrix's update times |W| / |u|, where neither is 0."""
-
-    def scaled(path: str, update: jax.Array, value: jax.Array) -> jax.Array:
-        if path.endswith(("bias", "scale")):
-            return update
-        apart = {0} if "/layers/" in path or path.startswith("memory/") else set()
-        if path.endswith(("qkv/kernel", "keys_values/kernel")):
-            apart.add(update.ndim - 3)
-        axes = tuple(axis for axis in range(update.ndim) if axis not in apart)
-        w, u = (jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axes, keepdims=True)) for x in (value, update))
-        return update * jnp.where((w > 0) & (u > 0), w / jnp.where(u > 0, u, 1.0), 1.0).astype(update.dtype)
-
-    names = by_path(lambda path, _: path, updates)
-    return jax.tree.map(scaled, names, updates, params)
-
-
 def decayed(params: Params) -> Params:
     """True where weight decay applies: on everything but biases and the norms' scales."""
-    return by_path(lambda path, _: not path.endswith(("bias", "scale")), params)
+    return by_path(lambda path, _: not path.endswith(UNDECAYED), params)
+
+
+def _trust(updates: Params, params: Params) -> Params:
+    """Updates of matrices and tables as long as these are; of several matrices in one array, of each (`MATRICES`)."""
+
+    def scale(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
+        if path.endswith(UNDECAYED):
+            return update
+        found = (axes for pattern, axes in MATRICES.items() if re.fullmatch(f"(.*/)?{pattern}", path))
+        rows_and_columns = next(found, None)
+        axes = None if rows_and_columns is None else rows_and_columns.reduction_axis + rows_and_columns.output_axis
+        lengths = [jnp.sqrt(jnp.square(x).sum(axes, keepdims=True)) for x in (param, update)]
+        ratio = lengths[0] / jnp.where(lengths[1] > 0, lengths[1], 1)
+        return update * jnp.where((lengths[0] > 0) & (lengths[1] > 0), ratio, 1)
+
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, *leaves: scale("/".join(k.key for k in keys), *leaves), updates, params
+    )
 
 
 def frozen(optim: Optim, path: str) -> bool:

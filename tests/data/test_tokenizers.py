@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import pathlib
+import runpy
 import subprocess
 import sys
 import unicodedata
@@ -12,6 +14,8 @@ import pytest
 
 from jaxnlp.data.tokenizers import ByteBPE, Characters, Tokenizer, TokenizerFile, WordPiece, build
 
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "wordpiece.py"
+BERT = runpy.run_path(str(GOLDEN))
 HARD = [
     "",
     " ",
@@ -210,6 +214,32 @@ class TestFiles:
     def test_a_vocabulary_with_capitals_is_cased(self, tmp_path):
         (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nA\na\n")
         assert Tokenizer.load(tmp_path).encode("A a") == [5, 6]
+
+
+class TestBerts:
+    """Token for token as transformers' BertTokenizer, on what is hard."""
+
+    @pytest.mark.parametrize("mode", BERT["MODES"])
+    def test_ids_are_transformers(self, tmp_path, mode):
+        golden = np.load(GOLDEN.with_suffix(".npz"))
+        (tmp_path / "vocab.txt").write_text("\n".join(golden["vocabulary"].tolist()) + "\n", encoding="utf-8")
+        names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+        settings = dict(zip(names, BERT["MODES"][mode], strict=True))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer = Tokenizer.load(tmp_path)
+        expected = np.split(golden[f"{mode}/ids"], golden[f"{mode}/ends"][:-1])
+        for text, ids in zip(BERT["TEXTS"], expected, strict=True):
+            assert [*map(tokenizer.token, tokenizer.encode(text))] == [*map(tokenizer.token, ids.tolist())], text
+        saved = Tokenizer.from_json(tokenizer.to_json())
+        assert saved.encode_batch(BERT["TEXTS"]) == [ids.tolist() for ids in expected]
+
+    def test_hangul_alone_is_otherwise(self):
+        """Whole syllables where BERT has letters; nothing else differs."""
+        whole, split = (build(WordPiece(2000, hangul=hangul), BERT["TEXTS"]) for hangul in (True, False))
+        for text in BERT["TEXTS"]:
+            a, b = (tokenizer.backend.normalizer.normalize_str(text) for tokenizer in (whole, split))
+            assert a == unicodedata.normalize("NFC", b)
+        assert "한국어" in whole.decode(whole.encode(unicodedata.normalize("NFD", "한국어 문장")))
 
 
 class TestBadInput:

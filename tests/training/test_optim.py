@@ -173,6 +173,53 @@ def test_muon(scan, params):
 
 
 @pytest.mark.parametrize("scan", [False, True])
+def test_lamb(scan, params):
+    """Three steps by the paper's algorithm 2 in float64; a matrix by itself in each layer, and of q, k and v."""
+    o = Optim(name="lamb", lr=0.1, warmup=0, decay="constant", clip=None, b2=0.99, epsilon=1e-6, weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + 0.1 * jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+    gradients = [jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params) for _ in range(3)]
+    start, transform = params, optimizer(o, 10)
+    if scan:
+        params, gradients = stack_layers(params), [stack_layers(g) for g in gradients]
+    state = transform.init(params)
+    for gradient in gradients:
+        updates, state = jax.jit(transform.update)(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+
+    def by_hand(path, w, *gradients):
+        w, m, v = np.float64(w), 0.0, 0.0
+        for t, g in enumerate(np.float64(gradients), 1):
+            m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+            u = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-6)
+            if path.endswith(("bias", "scale")):
+                w = w - 0.1 * u
+                continue
+            u = u + 0.1 * w
+            three = u.shape[1] if "qkv" in path else 1  # [H, 3, K, D]
+            for i in range(three):
+                part = np.s_[:, i] if three > 1 else ...
+                w[part] = w[part] - 0.1 * np.linalg.norm(w[part]) / np.linalg.norm(u[part]) * u[part]
+        return w
+
+    gradients = [unstack_layers(g) if scan else g for g in gradients]
+    found = unstack_layers(params) if scan else params
+    for path, value, *known in zip(optim.paths(start), *map(jax.tree.leaves, (found, start, *gradients))):
+        np.testing.assert_allclose(value, by_hand(path, *known), rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_lamb_moves_what_is_zero():
+    """Without a length of its own a table moves by u; without a gradient and decay it stays."""
+    o = Optim(name="lamb", lr=0.5, warmup=0, clip=None, weight_decay=0.0)
+    transform, params = optimizer(o, 10), {"layer": {"kernel": jnp.zeros((2, 2))}}
+    update, _ = transform.update({"layer": {"kernel": jnp.ones((2, 2))}}, transform.init(params), params)
+    np.testing.assert_allclose(update["layer"]["kernel"], -0.5, rtol=1e-5)
+    params = {"layer": {"kernel": jnp.ones((2, 2))}}
+    update, _ = transform.update({"layer": {"kernel": jnp.zeros((2, 2))}}, transform.init(params), params)
+    assert not update["layer"]["kernel"].any()
+
+
+@pytest.mark.parametrize("scan", [False, True])
 def test_layer_decay(scan, params):
     """Half the rate for each layer below the top: heads 1, blocks 1/2, 1/4, 1/8, embeddings 1/16."""
     params = stack_layers(params) if scan else params
