@@ -45,35 +45,6 @@ def test_equals_torch_adamw():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_lamb(scan, params):
-    """Algorithm 2 of You et al., 2020, by hand: two steps, each matrix (q, k and v apart) by its own ratio of norms."""
-    rng = np.random.default_rng(0)
-    gradients = [jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params) for _ in range(2)]
-    o = Optim(name="lamb", lr=0.1, warmup=0, decay="constant", b2=0.999, epsilon=1e-6, weight_decay=0.01, clip=None)
-    transform, own = optimizer(o, 10), stack_layers(params) if scan else params
-    state = transform.init(own)
-    for gradient in gradients:
-        updates, state = transform.update(stack_layers(gradient) if scan else gradient, state, own)
-        own = optax.apply_updates(own, updates)
-    found = dict(zip(optim.paths(params), jax.tree.leaves(unstack_layers(own) if scan else own), strict=True))
-
-    for i, path in enumerate(optim.paths(params)):
-        x = np.asarray(jax.tree.leaves(params)[i], np.float64)
-        m = v = np.zeros_like(x)
-        for t, gradient in enumerate(gradients, 1):
-            g = np.asarray(jax.tree.leaves(gradient)[i], np.float64)
-            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-            u = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6)
-            if not path.endswith(("bias", "scale")):
-                u = u + 0.01 * x
-                parts = [np.s_[:, c] for c in range(3)] if "qkv" in path else [...]
-                for part in parts:
-                    u[part] *= np.linalg.norm(x[part]) / np.linalg.norm(u[part])
-            x = x - 0.1 * u
-        np.testing.assert_allclose(found[path], x, rtol=1e-4, atol=1e-6, err_msg=path)
-
-
 @pytest.mark.parametrize("decay", ["cosine", "linear", "constant"])
 def test_schedule(decay):
     """Up over 10 of 100 steps, from lr / 11 at step 0 to lr at step 10; then down to a tenth."""
