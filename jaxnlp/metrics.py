@@ -5,6 +5,8 @@ MCC   Matthews' correlation of true and found classes, -1 to 1 (Matthews, 1975)
 """
 
 import math
+import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -41,3 +43,46 @@ def correlation(true: Float[np.ndarray, " N"], found: Float[np.ndarray, " N"]) -
         "pearson": float(pearsonr(true, found).statistic),
         "spearman": float(spearmanr(true, found).statistic),
     }
+
+
+def spans(true: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, float]:
+    """precision, recall and f1 of whole spans, as conlleval and seqeval count them, and the words' accuracy."""
+    from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+    kinds = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds that nobody found: they count as 0
+        scores = {name: float(score(true, found)) for name, score in kinds.items()}
+    return {"accuracy": float(accuracy_score(true, found)), **scores}
+
+
+def labels(true: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, float]:
+    """The words' accuracy, and precision, recall and f1 of all words whose label is not O."""
+    a, b = (np.array([label for one in side for label in one]) for side in (true, found))
+    right, wanted, given = np.sum((a == b) & (a != "O")), np.sum(a != "O"), np.sum(b != "O")
+    precision, recall = right / max(given, 1), right / max(wanted, 1)
+    f1 = 2 * precision * recall / max(precision + recall, 1e-12)
+    scores = {"accuracy": np.mean(a == b), "precision": precision, "recall": recall, "f1": f1}
+    return {name: float(score) for name, score in scores.items()}
+
+
+def by_kind(true: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, tuple[float, float, float]]:
+    """precision, recall and f1 of each kind of span, or of each label where they mark no spans."""
+    kinds = {label.partition("-")[2] or label for one in true for label in one} - {"O"}
+    score = spans if any(label.startswith("B-") for one in true for label in one) else labels
+    scores = {}
+    for kind in sorted(kinds):
+        only = [
+            [[tag if kind in (tag, tag.partition("-")[2]) else "O" for tag in one] for one in side]
+            for side in (true, found)
+        ]
+        measured = score(*only)
+        scores[kind] = measured["precision"], measured["recall"], measured["f1"]
+    return scores
+
+
+def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The spans of a sentence's labels, (kind, first word, last word), as seqeval reads them."""
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return get_entities(list(tags))

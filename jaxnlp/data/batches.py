@@ -264,7 +264,8 @@ class Padded(_Bucketed):
 
     def _row(self, record: Batch) -> Batch:
         fields = {"labels" if name == "label" else name: value for name, value in record.items()}
-        return fields | {"attention_mask": np.ones(len(record["input_ids"]), np.int32), "weights": np.float32(1)}
+        fields["attention_mask"] = np.ones(len(record["input_ids"]), np.int32)
+        return {"weights": np.float32(1), **fields}
 
     def _groups(self, order: Int[np.ndarray, "N"]) -> list[tuple[Int[np.ndarray, "_"], int]]:
         if self.seed is not None:
@@ -291,7 +292,8 @@ def padded(
 
     T is the smallest of the buckets that holds the batch's longest row; the default buckets are 32, 64, … below
     `max_length`, and `max_length`. A longer example loses its end. A field with an axis runs along the tokens, and is
-    cut and padded (with 0) as they are; one without has an entry a row, and `label` is called `labels`.
+    cut and padded (with 0) as they are; one without has an entry a row, and `label` is called `labels`. A record with
+    weights of its own keeps them.
 
     Evaluation keeps the source's order. A training epoch shuffles, gathers examples of a bucket into batches and
     shuffles these. Either way every example comes exactly once an epoch: what the last batch lacks is rows of weight 0.

@@ -21,6 +21,7 @@ from jaxnlp.tasks.classification import Classification, NextSentence
 from jaxnlp.tasks.embedding import Embedding
 from jaxnlp.tasks.masked_lm import MaskedLM
 from jaxnlp.tasks.regression import Regression
+from jaxnlp.tasks.tagging import Tagging
 
 Heads = tuple[heads.Head, ...]
 
@@ -188,6 +189,8 @@ class Dialect:
             return Embedding(pooling=pooling, normalize=settings["normalize"], length=longest)
         if types[0] is heads.MaskedLM:
             return MaskedLM(length=length, next_sentence=len(types) > 1)
+        if types == (heads.Tagging,):
+            return Tagging(labels=labels, length=length, overlap=min(32, length // 4))
         if types == (heads.NextSentence,):
             return NextSentence(length=length)
         if types == (heads.Classification,):
