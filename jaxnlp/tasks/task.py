@@ -105,6 +105,11 @@ def require(example: Mapping[str, Any], feature: str, field: str) -> Any:
     return example[feature]
 
 
+def asked(task: Task) -> float | bool:
+    """The share of a row's tokens whose words are asked for: all of a language model, none under another head."""
+    return getattr(task, "asked", not task.heads)
+
+
 def sown(tree: Mapping[str, Any], name: str) -> Iterator[Any]:
     """What each layer put down under that name, first to last; layers that are scanned have a leading axis."""
     for key in sorted(tree, key=lambda key: int(key) if key.isdigit() else -1):
