@@ -1,4 +1,4 @@
-"""BERT pretrained from scratch (Devlin et al., 2019) on any text set of TFDS: first short rows, then long ones.
+"""BERT pretrained from scratch (Devlin et al., 2019) on any text set of TFDS, base or large: short rows first.
 
     jaxnlp train bert_pretrain --dataset NAME --data-dir gs://DIR --workdir gs://DIR/short --parallel fsdp=16
     jaxnlp train bert_pretrain --dataset NAME --data-dir gs://DIR --length 512 --pretrained gs://DIR/short …
@@ -9,7 +9,7 @@ The paper (its appendix A.2): 256 rows; 900,000 steps of 128 tokens, then 100,00
 With `--optimizer lamb` rows, rate, warmup and steps are the untuned ones of You et al., 2020, for batches of 32,768:
 15,625 steps, 5e-3 after a fifth of them. Products are in bfloat16, layers scanned and recomputed. Not run here.
 
-`--no-next-sentence` is RoBERTa's way (Liu et al., 2019, section 4.2), `--whole-words` a later one of BERT's authors.
+`--no-next-sentence` is RoBERTa's way (Liu et al., 2019, section 4.2), `--whole-words` google-research/bert's since.
 """
 
 import dataclasses

@@ -82,7 +82,7 @@ class Cache:
         return self.slice(i, start, stop)["input_ids"]
 
     def slice(self, i: int, start: int, stop: int) -> Record:
-        """As `tokens`, of each array of one axis."""
+        """As `tokens`, of each array that runs along the tokens."""
         first = self._first_piece[i]
         pieces = range(first + start // PIECE, first + (stop - 1) // PIECE + 1)
         shard = int(np.searchsorted(self._shard_start, pieces.start, side="right")) - 1  # a record lies in one shard

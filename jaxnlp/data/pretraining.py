@@ -121,10 +121,8 @@ class NextSentences:
 
 def _fit(a: Tokens, b: Tokens, room: int, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
     """While both have no room the longer loses a token, its first or its last by the toss of a coin."""
-    excess = max(len(a) + len(b) - room, 0)
-    short = min(len(a), len(b), room // 2)
-    left = (len(a), room - len(a)) if len(a) <= short else (room - len(b), len(b)) if len(b) <= short else None
-    sizes = (left or (room - room // 2, room // 2)) if excess else (len(a), len(b))
+    # Theirs is half of the room, A's the larger, and what the other leaves of its own.
+    sizes = min(len(a), max(room - len(b), room - room // 2)), min(len(b), max(room - len(a), room // 2))
     fronts = [int(rng.binomial(len(x) - size, 0.5)) for x, size in zip((a, b), sizes, strict=True)]
     a, b = (x[front : front + size] for x, front, size in zip((a, b), fronts, sizes, strict=True))
     return a, b

@@ -68,11 +68,11 @@ class Config:
     def ff_width(self) -> int:
         return self.d_ff or 4 * self.d_model
 
-    def flops(self, length: int, vocabulary: bool = True) -> float:
+    def flops(self, length: int, vocabulary: float = 1.0) -> float:
         """FLOPs that training spends on a token: 6 for each weight of a product, and the attention's.
 
-        6 (L (4 D H K + 2 D F) + D V) + attention (Chowdhery et al., 2022, appendix B); without D V where the product
-        with the vocabulary is left out.
+        6 (L (4 D H K + 2 D F) + D V) + attention (Chowdhery et al., 2022, appendix B), D V for that share of the tokens
+        whose product with the vocabulary is taken.
         """
         D, heads = self.d_model, self.n_heads * self.head_width
         weights = self.n_layers * (4 * D * heads + 2 * D * self.ff_width) + D * self.vocab_size * vocabulary

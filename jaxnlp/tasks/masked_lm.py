@@ -61,6 +61,10 @@ class MaskedLM:
         return {"mlm_loss": "weights"} | ({"nsp_loss": "next_sentence_weights"} if self.next_sentence else {})
 
     @property
+    def asked(self) -> float:
+        return pretraining.n_slots(self.length, self.mask_rate) / self.length
+
+    @property
     def key(self) -> dict[str, Any]:
         own = {"text": self.text, "document": self.document, "next_sentence": self.next_sentence}
         return {"task": "masked_lm", **own}

@@ -21,7 +21,9 @@ from jaxnlp.data.tokenizers import Tokenizer
 Record = dict[str, np.ndarray]  # one example's features: integer arrays, "input_ids" among them
 Batch = Mapping[str, Array | np.ndarray]
 Apply = Callable[..., dict[str, Any]]  # model.apply with parameters, rngs and `deterministic` already given
-Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]  # name -> (sum, weight); "loss" is what training lowers
+Sums = dict[
+    str, tuple[Float[Array, ""], Float[Array, ""]]
+]  # name -> (sum, weight); training lowers "loss", or `losses`
 
 
 @runtime_checkable
@@ -51,7 +53,7 @@ class Task(Protocol):
         """A batch's arrays, the longest that there may be, without data."""
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
-        """Everything measured on the batch. "loss" is what training lowers; outside training, the plain loss."""
+        """Everything measured on the batch, "loss" or the `losses` among it; outside training, these are plain."""
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """The means of `sums` under the names of metrics.jsonl, with what follows from them (perplexity)."""
@@ -103,6 +105,11 @@ def require(example: Mapping[str, Any], feature: str, field: str) -> Any:
     if feature not in example:
         raise ValueError(f"task.{field}={feature!r} is no feature of the data; allowed: {', '.join(sorted(example))}")
     return example[feature]
+
+
+def asked(task: Task) -> float | bool:
+    """The share of a row's tokens whose words are asked for: all of a language model, none under another head."""
+    return getattr(task, "asked", not task.heads)
 
 
 def sown(tree: Mapping[str, Any], name: str) -> Iterator[Any]:

@@ -27,7 +27,7 @@ from jaxnlp.data.batches import Batches
 from jaxnlp.data.sources import fingerprint, open_source
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained, make_folder, write_atomically
-from jaxnlp.tasks.task import Table
+from jaxnlp.tasks.task import Table, asked
 from jaxnlp.training import parallel, pretrained, processes
 from jaxnlp.training.checkpoint import Checkpoints
 from jaxnlp.training.chips import chip_of
@@ -306,7 +306,7 @@ class _Loop:
         chip, model, task = chip_of(self.layout.devices[0]), self.trainer.model.config, self.trainer.task
         # The formula is of a model that is trained whole: frozen parameters have no gradient.
         if chip is not None and hasattr(model, "flops") and self.experiment.optim.freeze is None:
-            flops = model.flops(task.length, vocabulary=not task.heads) * tokens / seconds
+            flops = model.flops(task.length, vocabulary=asked(task)) * tokens / seconds
             metrics["mfu"] = flops / (chip.peak * len(self.layout.devices))
         self._write(step, "train", metrics)
         return metrics

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from jaxnlp.tasks.task import asked
 from jaxnlp.training import hlo, parallel
 from jaxnlp.training.chips import CHIPS, Chip, GiB
 from jaxnlp.training.experiment import Experiment
@@ -126,7 +127,7 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
     own = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
     memory = {"parameters": own(cut.params), "optimizer": own(cut.opt_state), "average": own(cut.ema)}
     held, chip = sum(memory.values()), where.chip.memory
-    flops = experiment.model.flops(length, vocabulary=not experiment.task.heads) * rows * length / where.size
+    flops = experiment.model.flops(length, vocabulary=asked(experiment.task)) * rows * length / where.size
     if experiment.optim.freeze is not None:
         notes.append(
             "FLOPs and MFU are of a model that is trained whole: what optim.freeze saves is not in the formula"

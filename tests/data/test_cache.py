@@ -76,6 +76,7 @@ def test_pieces_and_shards(tmp_path, small_pieces):
             np.testing.assert_array_equal(built[i][name], value, strict=True)
         for start, stop in {(0, 1), (0, n), (n - 1, n), (n // 3, n // 2 + 1)}:
             np.testing.assert_array_equal(built.tokens(i, start, stop), record["input_ids"][start:stop], strict=True)
+            np.testing.assert_array_equal(built.slice(i, start, stop)["tags"], record["tags"][start:stop], strict=True)
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 33])

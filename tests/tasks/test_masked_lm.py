@@ -19,6 +19,7 @@ from jaxnlp.data import cache
 from jaxnlp.data.tokenizers import Characters, Tokenizer, WordPiece, build
 from jaxnlp.models import bert, gpt
 from jaxnlp.tasks.masked_lm import SENTENCE, MaskedLM, vocabulary
+from jaxnlp.tasks.task import asked
 from jaxnlp.training.optim import Optim
 from jaxnlp.training.step import Trainer, measure
 
@@ -214,6 +215,12 @@ def test_batches_have_the_shapes_that_are_planned(make_cache, pieces, next_sente
         special = np.isin(originals, [pieces.bos_id, pieces.eos_id, pieces.pad_id])
         assert np.all(originals[:, 0] == pieces.bos_id) and not (originals == pieces.mask_id).any()
         assert np.all(special | (batch["attention_mask"] == 1))
+
+
+def test_flops_are_of_the_words_that_are_asked_for():
+    config = bert.VARIANTS["base"]
+    per_token = config.flops(128, vocabulary=asked(MaskedLM(length=128)))
+    assert math.isclose(per_token, config.flops(128, vocabulary=0.0) + 6 * 768 * 30522 * 20 / 128)
 
 
 @pytest.fixture(scope="module")
