@@ -4,7 +4,7 @@ A cache is a folder named by the hash of what it was made from (the source's fin
 gives: the tokenizer's fingerprint, the task's key):
 
     CACHE_DIR/3f6c…/manifest.json      what it was made from, and the sha256 of every file
-                    lengths.npy        int64, tokens per record: the longest last axis of its arrays
+                    lengths.npy        int64, tokens per record: its longest array of one axis, or input_ids
                     00000.array_record, 00001.array_record, …
 
 A record is a dict of numpy arrays with `input_ids` [length] among them, or [choices, length]. It is stored in pieces of
@@ -178,7 +178,7 @@ def _encoded(examples: sources.Examples, encode: Encode, advance: Callable[[int]
 
 
 def _length(record: Record) -> int:
-    return max(a.shape[-1] for a in record.values() if a.ndim)
+    return max([record["input_ids"].shape[-1], *(len(a) for a in record.values() if a.ndim == 1)])
 
 
 def _cut(record: Record) -> Iterator[bytes]:
