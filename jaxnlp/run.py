@@ -76,15 +76,19 @@ class Run:
             )
         return generation.generate(self.model, self.params, self.tokenizer, prompts, **options)
 
-    def predict(self, texts: Sequence[str], *, task: Any = None) -> list[dict[str, Any]]:
-        """What the task says of each text: a class with its probability, for instance."""
+    def predict(self, items: Sequence[Any], *, task: Any = None) -> list[dict[str, Any]]:
+        """What the task says of each item: a class with its probability, for instance, or the span that is an answer.
+
+        An item is a text, or what the task's `predict` takes: a pair of texts, a question with its context, a context
+        with its choices, in order or under the features' names.
+        """
         task = task or self.task
         if isinstance(task, External):
             raise ValueError(f"the run was trained on {task.name}, a task of your own: give it as task=")
         run = self if task is self.task else dataclasses.replace(self, model=self.config.build(task.heads))
         if not hasattr(task, "predict"):
             raise ValueError(f"{type(task).__name__} predicts nothing of a text; a language model has `generate`")
-        return task.predict(run.model, run.params, run.tokenizer, texts)
+        return task.predict(run.model, run.params, run.tokenizer, items)
 
     def neighbours(self, word: str, k: int = 10, *, table: str | None = None) -> tuple[tuple[str, float], ...]:
         """The k tokens nearest to a word by the cosine of their embeddings; `table` as in `words.table_of`."""
