@@ -2,9 +2,18 @@
 
 F1    of the last of two classes, as GLUE has it; of more, the mean of all classes' (macro)
 MCC   Matthews' correlation of true and found classes, -1 to 1 (Matthews, 1975)
+
+Answers to questions as the scripts of SQuAD 1.1 and 2.0 compare them (Rajpurkar et al., 2016, 2018): lower case, no
+punctuation, no articles. The best of several references counts.
+
+exact match    the part that equals a reference
+F1             of the words of an answer and its reference, the mean over all questions
 """
 
+import collections
 import math
+import re
+import string
 import warnings
 from collections.abc import Sequence
 
@@ -86,3 +95,69 @@ def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     from seqeval.metrics.sequence_labeling import get_entities
 
     return get_entities(list(tags))
+
+
+def squad(found: Sequence[str], references: Sequence[Sequence[str]], *, no_answer: bool = False) -> dict[str, float]:
+    """exact_match and f1, 0 to 100, of answers and of each one's references; nan of an empty set.
+
+    With `no_answer` as version 2.0 has it: a question without references has the answer "". Version 1.1 knows no such
+    question, and gives an answer of no words, such as "the", the F1 0.
+    """
+    exact, f1 = _matches(found, references, no_answer)
+    means = (100.0 * sum(each) / len(each) if each else math.nan for each in (exact, f1))
+    return dict(zip(("exact_match", "f1"), means, strict=True))
+
+
+def squad_thresholds(
+    found: Sequence[str], references: Sequence[Sequence[str]], no_answer_scores: Sequence[float]
+) -> dict[str, float]:
+    """What the scores of version 2.0 would be if the answer were "" wherever its score is above the best threshold.
+
+    best_exact and best_exact_thresh, best_f1 and best_f1_thresh; `found` are the answers if there must be one. As in
+    the script, 0 is the threshold where no answer at all is best.
+    """
+    exact, f1 = _matches(found, references, no_answer=True)
+    answerable = np.array([len(texts) > 0 for texts in references])
+    order = np.argsort(no_answer_scores, kind="stable")
+    best = {}
+    for name, right in (("exact", exact), ("f1", f1)):
+        gains = np.where(answerable, right, [-float(text != "") for text in found])
+        totals = np.cumsum([float(np.sum(~answerable)), *gains[order]])  # after the first n are answered
+        n = int(totals.argmax())
+        best[f"best_{name}"] = 100.0 * float(totals[n]) / len(found)
+        best[f"best_{name}_thresh"] = float(no_answer_scores[order[n - 1]]) if n else 0.0
+    return best
+
+
+def _matches(
+    found: Sequence[str], references: Sequence[Sequence[str]], no_answer: bool
+) -> tuple[list[float], list[float]]:
+    """Each answer's exact match and F1, 0 to 1, with the reference that is nearest."""
+    if len(found) != len(references):
+        raise ValueError(f"{len(found)} answers to {len(references)} questions; allowed: one each")
+    exact, f1 = [], []
+    for i, (text, others) in enumerate(zip(found, references, strict=True)):
+        others = [_normalised(other) for other in others]
+        if no_answer:
+            others = [other for other in others if other] or [""]
+        if not others:
+            raise ValueError(f"question {i} has no reference; allowed: one and more, or none with no_answer")
+        text = _normalised(text)
+        exact.append(float(text in others))
+        f1.append(max(_word_f1(text.split(), other.split(), no_answer) for other in others))
+    return exact, f1
+
+
+def _normalised(text: str) -> str:
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _word_f1(found: list[str], true: list[str], no_answer: bool) -> float:
+    if no_answer and not (found and true):
+        return float(found == true)
+    common = sum((collections.Counter(found) & collections.Counter(true)).values())
+    if not common:
+        return 0.0
+    precision, recall = common / len(found), common / len(true)
+    return 2 * precision * recall / (precision + recall)

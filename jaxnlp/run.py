@@ -77,9 +77,10 @@ class Run:
         return generation.generate(self.model, self.params, self.tokenizer, prompts, **options)
 
     def predict(self, items: Sequence[Any], *, task: Any = None) -> list[dict[str, Any]]:
-        """What the task says of each item: a class with its probability, for instance.
+        """What the task says of each item: a class with its probability, for instance, or the span that is an answer.
 
-        An item is a text, or what else the task reads: a pair of texts, a question with its context, choices.
+        An item is a text, or what the task's `predict` takes: a pair of texts, a question with its context, a context
+        with its choices, in order or under the features' names.
         """
         task = task or self.task
         if isinstance(task, External):

@@ -19,6 +19,8 @@ from jaxnlp.data.tokenizers import Characters, WordPiece
 from jaxnlp.models import gpt
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.masked_lm import MaskedLM
+from jaxnlp.tasks.multiple_choice import MultipleChoice
+from jaxnlp.tasks.span_qa import SpanQA
 from jaxnlp.tasks.translation import Translation
 from jaxnlp.training import loop
 from jaxnlp.training.experiment import Data, Experiment, from_json, to_json
@@ -57,6 +59,14 @@ def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
     if isinstance(task, Translation):
         task = dataclasses.replace(task, length=64, buckets=(64,), n_beams=2)
         rows = [{task.source: text, task.target: text[:10]} for text in TEXTS]
+    elif isinstance(task, SpanQA):
+        task = dataclasses.replace(task, length=32, stride=4, max_question_tokens=8)
+        answer = {"text": ["of many"], "answer_start": [TEXTS[0].index("of many")]}
+        rows = [{"question": "which", "context": text, "answers": answer} for text in TEXTS[:10] * 4]
+    elif isinstance(task, MultipleChoice):
+        parts = [task.choices] if isinstance(task.choices, str) else task.choices
+        choices = {parts[0]: TEXTS[:2]} if len(parts) == 1 else dict(zip(parts, TEXTS, strict=False))
+        rows = [{task.context: text, "sent2": "which", **choices, "label": i % 2} for i, text in enumerate(TEXTS)]
     else:
         labels = getattr(task, "labels", ("none",))
         rows = [{task.text: text, getattr(task, "label", "label"): i % len(labels)} for i, text in enumerate(TEXTS)]
@@ -92,6 +102,7 @@ ALIKE = {
     "gpt3",
     "rnnsearch_wmt14",
     "seq2seq_ko_en",
+    "swag",
     "transformer_wmt14",
 }  # what compiles is what another experiment compiles
 STEPPED = [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in ALIKE)) for path in FILES]

@@ -205,21 +205,21 @@ class _Bucketed:
         self.bucket_of = np.minimum(np.searchsorted(self.buckets, cache.lengths), len(buckets) - 1)
         self.kept = np.arange(len(cache))
         self._plan = functools.lru_cache(maxsize=2)(self._make_plan)
-        self._fields = {name: (np.asarray(a).dtype, np.ndim(a)) for name, a in self._row(cache[0]).items()}
+        self._fields = {name: (np.asarray(a).dtype, np.shape(a)) for name, a in self._row(cache[0]).items()}
 
     def __call__(self, step: int, rows: Rows = slice(None)) -> Batch:
         examples = self.examples(step)
         width = self._width(examples)  # the whole batch's, whatever rows are asked for
         examples = examples.reshape(self.batch_size, -1)[rows].ravel()
         batch = {}
-        for name, (dtype, n_dims) in self._fields.items():
+        for name, (dtype, shape) in self._fields.items():
             padding = self.pad_id if name in self.token_fields else 0
-            batch[name] = np.full([len(examples), width][: 1 + n_dims], padding, dtype)
+            batch[name] = np.full([len(examples), *shape[:-1], width][: 1 + len(shape)], padding, dtype)
         real = np.flatnonzero(examples >= 0)
         for row, record in zip(real, self.cache.read(examples[real].tolist()), strict=True):
             for name, value in self._row(record).items():
                 if np.ndim(value):
-                    batch[name][row, : len(value)] = value[:width]
+                    batch[name][row, ..., : value.shape[-1]] = value[..., :width]
                 else:
                     batch[name][row] = value
         return batch
@@ -264,8 +264,7 @@ class Padded(_Bucketed):
 
     def _row(self, record: Batch) -> Batch:
         fields = {"labels" if name == "label" else name: value for name, value in record.items()}
-        fields["attention_mask"] = np.ones(len(record["input_ids"]), np.int32)
-        return {"weights": np.float32(1), **fields}
+        return {"attention_mask": np.ones_like(record["input_ids"]), "weights": np.float32(1), **fields}
 
     def _groups(self, order: Int[np.ndarray, "N"]) -> list[tuple[Int[np.ndarray, "_"], int]]:
         if self.seed is not None:
@@ -292,7 +291,8 @@ def padded(
 
     T is the smallest of the buckets that holds the batch's longest row; the default buckets are 32, 64, … below
     `max_length`, and `max_length`. A longer example loses its end. A field with an axis runs along the tokens, and is
-    cut and padded (with 0) as they are; one without has an entry a row, and `label` is called `labels`. A record with
+    cut and padded (with 0) as they are; one without has an entry a row, and `label` is called `labels`. Fields
+    of two axes, [C, T], have the same C in all records, which then bring an attention_mask of their own. A record with
     weights of its own keeps them.
 
     Evaluation keeps the source's order. A training epoch shuffles, gathers examples of a bucket into batches and

@@ -4,12 +4,12 @@ A cache is a folder named by the hash of what it was made from (the source's fin
 gives: the tokenizer's fingerprint, the task's key):
 
     CACHE_DIR/3f6c…/manifest.json      what it was made from, and the sha256 of every file
-                    lengths.npy        int64, tokens per record: its longest array of one axis
+                    lengths.npy        int64, tokens per record: its longest array of one axis, or input_ids
                     00000.array_record, 00001.array_record, …
 
-A record is a dict of numpy arrays with `input_ids` [length] among them. It is stored in pieces of PIECE tokens, each
-the bytes of a safetensors file, so that a window of a book is read without the book: an array of one axis is cut, and
-is in as many pieces as its own length asks for; any other is in the first piece.
+A record is a dict of numpy arrays with `input_ids` [length] among them, or [choices, length]. It is stored in pieces of
+PIECE tokens, each the bytes of a safetensors file, so that a window of a book is read without the book: an array of one
+axis is cut, and is in as many pieces as its own length asks for; any other is in the first piece.
 
 The folder is written beside under another name and then renamed, so it is whole or absent. `build` checks every byte
 of it against the manifest, once a call, a file a thread (1.1 GB/s a core, measured); one that fails is built anew,
@@ -181,7 +181,7 @@ def _encoded(examples: sources.Examples, encode: Encode, advance: Callable[[int]
 
 
 def _length(record: Record) -> int:
-    return max(len(a) for a in record.values() if a.ndim == 1)
+    return max([record["input_ids"].shape[-1], *(len(a) for a in record.values() if a.ndim == 1)])
 
 
 def _cut(record: Record) -> Iterator[bytes]:

@@ -22,6 +22,7 @@ import functools
 import hashlib
 import json
 import types
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -52,6 +53,20 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, one thread a core."""
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Of each text its ids, and where in it each stands: text[start:end].
+
+        "Été!" -> ([7, 9], [(0, 3), (3, 4)]), whether its accents are characters of their own or not. Several ids of
+        one character have the same place, and a byte-level token's begins with the white space before the word.
+
+        Raises:
+            ValueError: of a SentencePiece model, which gives no places.
+        """
+        if isinstance(self.backend, SentencePiece):
+            raise ValueError("the tokenizer is a SentencePiece model, which gives no places; allowed: tokenizer.json")
+        found = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [(e.ids, _with_marks(text, e.offsets)) for text, e in zip(texts, found, strict=True)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, without special tokens; an unknown character shows as <unk> or [UNK].
@@ -361,6 +376,18 @@ class SentencePiece:
 
     def to_str(self, pretty: bool = False) -> str:
         return json.dumps({"sentencepiece": base64.b64encode(self.model).decode(), "vocabulary": self.vocabulary})
+
+
+def _with_marks(text: str, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Places that end after the accents and the letters of a syllable that a normaliser took away or joined."""
+    if text.isascii():
+        return places
+    found, following = [], [start for start, _ in places[1:]] + [len(text)]
+    for (start, end), limit in zip(places, following, strict=True):
+        while end < limit and (unicodedata.category(text[end]) == "Mn" or "\u1160" <= text[end] <= "\u11ff"):
+            end += 1
+        found.append((start, end))
+    return found
 
 
 def _marian(path: epath.Path, target_vocabulary: str) -> PairTokenizer:

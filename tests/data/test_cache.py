@@ -99,6 +99,16 @@ def test_arrays_of_other_lengths(tmp_path, small_pieces, n, m):
     np.testing.assert_array_equal(built[2]["input_ids"], [0])
 
 
+@pytest.mark.parametrize("n", [1, 16, 40])
+def test_rows_of_choices(tmp_path, small_pieces, n):
+    record = {"input_ids": np.arange(3 * n, dtype=np.int32).reshape(3, n), "label": np.int32(1)}
+    built = build(tmp_path, [{"i": 0}], lambda examples: [record, RECORDS[1]])
+    np.testing.assert_array_equal(built.lengths, [n, 1])
+    for name, value in record.items():
+        np.testing.assert_array_equal(built[0][name], np.asarray(value), strict=True)
+    np.testing.assert_array_equal(built[1]["input_ids"], [0])
+
+
 def test_many_are_read_together(tmp_path, small_pieces):
     records = [{"input_ids": np.arange(n, dtype=np.int32) + 1000 * n} for n in range(1, 60)]
     built = build(

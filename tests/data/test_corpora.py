@@ -18,7 +18,7 @@ import threading
 import pytest
 
 from jaxnlp.data import corpora
-from jaxnlp.data.corpora import ko_en, multi30k, number_words, python_docs, text_files
+from jaxnlp.data.corpora import comve, ko_en, multi30k, number_words, python_docs, swag, text_files
 from jaxnlp.data.sources import TFDS, class_names, fingerprint, open_source
 
 SPLITS = ("train", "validation", "test")
@@ -237,6 +237,41 @@ class TestDownloads:
             assert len(found) == n
             assert all(e["ko"].replace(".ko", ".en") == e["en"] for e in found)
 
+    def files(self, builder, texts, folder, monkeypatch):
+        """The files with these texts, whose hashes take the place of the true ones'."""
+        for file, text in texts.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(text, encoding="utf-8", newline="")
+        monkeypatch.setattr(
+            builder, "SHA256", {file: hashlib.sha256(text.encode()).hexdigest() for file, text in texts.items()}
+        )
+
+    def test_comve(self, tmp_path, serve, monkeypatch):
+        folder, url = serve
+        monkeypatch.setattr(comve, "URL", url)
+        texts = {}
+        for data, answers in comve.ComVE.PARTS.values():
+            texts[data] = f'id,FalseSent,OptionA,OptionB,OptionC\r\n7,"{data}, é",a,"b\n""b""",c\r\n3,x,d,e,f\r\n'
+            texts[answers] = "3,A\r\n7,C\r\n"
+        self.files(comve.ComVE, texts, folder, monkeypatch)
+        for split, (data, _) in comve.ComVE.PARTS.items():
+            found = list(open_source(TFDS("comve", split), str(tmp_path)))
+            first = {"context": f"{data}, é", "choices": ["a", 'b\n"b"', "c"], "label": 2}
+            assert sorted(found, key=lambda e: e["label"]) == [
+                {"context": "x", "choices": ["d", "e", "f"], "label": 0}, first,
+            ]  # fmt: skip
+
+    def test_swag(self, tmp_path, serve, monkeypatch):
+        folder, url = serve
+        monkeypatch.setattr(swag, "URL", url)
+        names = ",video-id,sent1,sent2,ending0,ending1,ending2,ending3"
+        row = '0,v,"A, b.",He,goes.,stops.,é.,"says ""no"""'
+        texts = dict.fromkeys(("train.csv", "val.csv"), f"{names},label\n{row},3\n")
+        self.files(swag.SWAG, texts | {"test.csv": f"{names}\n{row}\n"}, folder, monkeypatch)
+        expected = dict(zip(swag.TEXTS, ("A, b.", "He", "goes.", "stops.", "é.", 'says "no"'), strict=True))
+        for split, label in (("train", 3), ("validation", 3), ("test", -1)):
+            assert list(open_source(TFDS("swag", split), str(tmp_path))) == [{**expected, "label": label}]
+
     def test_another_file_than_the_one_meant(self, tmp_path, serve, monkeypatch):
         folder, url = serve
         monkeypatch.setattr(multi30k, "URL", url)
@@ -260,7 +295,9 @@ class TestDownloads:
         assert list(open_source(TFDS("multi30k"), str(tmp_path))) == [{"de": "eins", "en": "one", "fr": "un"}]
 
     def test_every_builder_is_known(self):
-        assert set(corpora.BUILDERS) == {"ko_en", "multi30k", "number_words", "python_docs", "python_summaries"}
+        assert set(corpora.BUILDERS) == {
+            "comve", "ko_en", "multi30k", "number_words", "python_docs", "python_summaries", "swag",
+        }  # fmt: skip
         for name in corpora.BUILDERS:
             assert corpora.builder(name, "unused").name == name
 

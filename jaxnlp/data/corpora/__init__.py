@@ -3,6 +3,7 @@
     python_docs      English: the docstrings of this Python          number_words    numbers in four languages
     python_summaries their first lines, and what follows
     multi30k         captions in English, German, French             ko_en           Korean and English sentences
+    comve            reasons to choose from                  swag            endings to choose from
     text_files       a user's own .txt, .jsonl, .tsv or line-parallel files
 
 The first two rows are made without a download.
@@ -14,11 +15,13 @@ import io
 from collections.abc import Iterator
 
 BUILDERS = {  # the sets that are made here when absent: module name -> class
+    "comve": "ComVE",
     "ko_en": "KoEn",
     "multi30k": "Multi30k",
     "number_words": "NumberWords",
     "python_docs": "PythonDocs",
     "python_summaries": "PythonSummaries",
+    "swag": "SWAG",
 }
 
 

@@ -1,0 +1,28 @@
+"""Why does the statement make no sense? One of three reasons is right (Wang et al., 2020: SemEval's task 4, part B).
+
+    jaxnlp train comve --pretrained DIR --data-dir DIR
+    jaxnlp train comve --pretrained DIR --data-dir DIR --scratch --workdir runs/scratch
+
+DIR is a BERT's or a GPT's: a run's folder, or a Hugging Face directory; heads of its own are left there with
+`--init.drop 'heads/.*'`. `--scratch` keeps the checkpoint's tokenizer and sizes and nothing of what it learned. Rate,
+epochs and batch are BERT's for SWAG (Devlin et al., 2019, section 4.4). A guess is right once in three times.
+"""
+
+from jaxnlp.data.sources import TFDS
+from jaxnlp.tasks.multiple_choice import MultipleChoice
+from jaxnlp.training.experiment import Data, Experiment, Pretrained
+from jaxnlp.training.optim import Optim
+
+EXAMPLES, EPOCHS, BATCH_SIZE = 10_000, 3, 16
+
+
+def experiment(pretrained: str = "runs/bert", scratch: bool = False) -> Experiment:
+    return Experiment(
+        task=MultipleChoice(n_choices=3, length=64),
+        data=Data(train=TFDS("comve", "train"), validation=TFDS("comve", "validation")),
+        init=Pretrained(pretrained, fresh=".*" if scratch else "heads/.*"),
+        optim=Optim(lr=2e-5, warmup=0.1, decay="linear", end=0.0, b2=0.999, epsilon=1e-6, weight_decay=0.01),
+        steps=EPOCHS * EXAMPLES // BATCH_SIZE,
+        batch_size=BATCH_SIZE,
+        monitor="accuracy",
+    )
