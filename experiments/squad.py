@@ -3,11 +3,10 @@
     jaxnlp train squad --pretrained DIR --data-dir DIR [--version v2.0]
     jaxnlp evaluate runs/squad
 
-DIR is a BERT's: a run's folder, or a Hugging Face directory; heads of its own are left there with `--init.drop
-'heads/.*'`. Version 2.0 has questions without an answer, for which `evaluate` also gives the best threshold. Rate and
-epochs are those of the command in google-research/bert, the batch is the paper's, and so are its figures for BERT-base
-on the validation part of v1.1: 80.8 exact match, 88.5 F1. An epoch is a pass over as many rows as there are examples,
-of which long contexts have several.
+DIR is a BERT's: a run's folder, or a Hugging Face directory. Version 2.0 has questions without an answer, for which
+`evaluate` also gives the best threshold. Rate and epochs are those of the command in google-research/bert, the batch is
+the paper's, and so are its figures for BERT-base on the validation part of v1.1: 80.8 exact match, 88.5 F1. An epoch is
+a pass over as many rows as there are examples, of which long contexts have several.
 """
 
 from typing import Literal

@@ -2,8 +2,7 @@
 
     jaxnlp train swag --pretrained DIR --data-dir DIR
 
-DIR is a BERT's or a GPT's: a run's folder, or a Hugging Face directory; heads of its own are left there with
-`--init.drop 'heads/.*'`. A row is the first sentence with the second's beginning and one ending. Rate, epochs and batch
+DIR is a BERT's or a GPT's: a run's folder, or a Hugging Face directory. A row is the first sentence with the second's beginning and one ending. Rate, epochs and batch
 are the paper's, which has 81.6 % for BERT-base on the validation part.
 """
 

@@ -20,7 +20,9 @@ from jaxnlp.models import bert, heads
 from jaxnlp.tasks.classification import Classification, NextSentence
 from jaxnlp.tasks.embedding import Embedding
 from jaxnlp.tasks.masked_lm import MaskedLM
+from jaxnlp.tasks.multiple_choice import MultipleChoice
 from jaxnlp.tasks.regression import Regression
+from jaxnlp.tasks.span_qa import SpanQA
 from jaxnlp.tasks.tagging import Tagging
 
 Heads = tuple[heads.Head, ...]
@@ -198,7 +200,10 @@ class Dialect:
                 raise ValueError("problem_type='multi_label_classification'; allowed: one label a text, or regression")
             regression = settings.get("problem_type") == "regression" or len(labels) == 1
             return Regression(length=length) if regression else Classification(labels=labels, length=length)
-        raise ValueError(f"architectures={settings['architectures']}: no task")
+        if types == (heads.Span,):
+            length = min(length, SpanQA.length)
+            return SpanQA(length=length, stride=length // 3, max_question_tokens=length // 6)
+        return MultipleChoice(length=length)
 
     def _types(self, settings: Mapping[str, Any], names: Container[str]) -> tuple[type, ...]:
         """Of the heads; files of a masked language model may hold the next sentence's head as well."""

@@ -39,7 +39,7 @@ class Pretrained:
 
     run: str  # a run's folder, or a Hugging Face directory, here or by its name on the Hub
     step: int | Literal["latest", "best"] = "latest"
-    fresh: str | None = None  # keep the initial value, whether or not the checkpoint has one
+    fresh: str | None = None  # keep the initial value, and leave what the checkpoint has there
     drop: str | None = None  # in the checkpoint, not wanted
     grow: str | None = None  # tables with more rows now: the checkpoint's first, the new ones keep the initial value
     ema: bool = False  # the moving average instead of the parameters

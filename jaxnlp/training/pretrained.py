@@ -1,7 +1,7 @@
 """Parameters that start from another run's, with nothing left unexplained.
 
     of the model:        fresh -> initial value;  same shape -> the checkpoint's;  grow -> its rows, then initial ones
-    of the checkpoint:   in the model -> as above;  drop -> left behind
+    of the checkpoint:   in the model -> as above;  drop, or fresh -> left behind
     anything else        an error that lists every path
 
 Paths look like "blocks/0/attention/qkv/kernel"; patterns are regexes that match a whole path.
@@ -84,7 +84,8 @@ def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
             merged[path] = value.at[: len(found)].set(np.asarray(found.astype(value.dtype)))
         else:
             problems.append(_explain(path, found, value))
-    left_over = [path for path in checkpoint if path not in model and path not in drop]
+    anew = re.compile(spec.fresh or r"(?!)")  # nothing
+    left_over = [p for p in checkpoint if p not in model and p not in drop and not anew.fullmatch(p)]
     problems += [_explain(path, checkpoint[path], None) for path in left_over]
     if problems:
         count = f"{len(problems)} path{'s' * (len(problems) > 1)}"

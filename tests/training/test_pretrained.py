@@ -46,6 +46,14 @@ def test_the_bert_example_of_the_design():
     np.testing.assert_array_equal(merged["blocks"]["1"]["kernel"], np.full((2, 2), 2.0))
 
 
+def test_what_is_fresh_leaves_the_checkpoints_own_behind():
+    """Heads begin anew, whatever heads the checkpoint has."""
+    initial = body(0.0) | {"heads": {"label": {"kernel": jnp.full((2, 3), 7.0)}}}
+    loaded = body(1.0) | {"heads": {"mlm": {"bias": jnp.ones(4)}}}
+    merged = merge(initial, loaded, Pretrained("run", fresh=r"heads/.*"))
+    assert merged["heads"] == initial["heads"] and merged["embed"]["tokens"][0, 0] == 1
+
+
 def test_every_path_that_does_not_fit_is_listed_with_what_would_explain_it():
     initial = body(0.0, rows=6) | {"head": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}}
     loaded = body(1.0) | {"head": {"kernel": jnp.ones((2, 9))}, "old": jnp.ones(1)}
