@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -205,35 +205,38 @@ class MaskedLM:
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
     ) -> tuple[Any, ...]:
         """How many hidden words of unseen texts are guessed, and some of them."""
-        form, known = template(tokenizer), vocabulary(tokenizer)
-        most = pretraining.n_slots(self.length, self.mask_rate)
-        options = {"rate": self.mask_rate, "whole_words": self.whole_words, "most": most}
-        hidden = []
-        for record in self.encode([examples[i] for i in range(min(SHOWN, len(examples)))], tokenizer):
-            ids = form.fit(record["input_ids"], length=self.length)["input_ids"]
-            found = pretraining.hide(ids, known, rng=np.random.default_rng(len(hidden)), **options)
-            if len(found.positions):
-                found.input_ids[:] = ids
-                found.input_ids[found.positions] = known.mask_id
-                hidden.append(found)
+        hidden = list(self._hidden([examples[i] for i in range(min(SHOWN, len(examples)))], tokenizer))
         if not hidden:
             return ()
-        guesses = self._guess(model, params, tokenizer, [{"input_ids": one.input_ids} for one in hidden])
-        guessed = [ids[: len(one.labels)] for one, (_, ids) in zip(hidden, guesses, strict=True)]
-        hits = np.concatenate([ids == one.labels[:, None] for one, ids in zip(hidden, guessed, strict=True)])
+        found = self._guess(model, params, tokenizer, [{"input_ids": one.input_ids} for one in hidden])
+        guesses = [ids[: len(one.labels)] for one, (_, ids) in zip(hidden, found, strict=True)]
+        hits = np.concatenate([ids == one.labels[:, None] for one, ids in zip(hidden, guesses, strict=True)])
         shares = round(float(hits[:, 0].mean()), 4), round(float(hits.any(1).mean()), 4)
         columns = ("hidden words", "guessed", f"among the first {self.top}")
+        samples = tuple(_sample(one, ids[:, 0], tokenizer) for one, ids in zip(hidden[:5], guesses))
         table = Table("Words hidden in unseen texts", columns, ((len(hits), *shares),))
-        spell = tokenizer.spell
-        samples = []
-        for one, ids in zip(hidden[:5], guessed):
-            between = np.split(one.input_ids, np.sort([*one.positions, *(one.positions + 1)]))[::2]
-            text = f" {tokenizer.token(known.mask_id)} ".join(tokenizer.decode(part.tolist()) for part in between)
-            pairs = zip(ids[:, 0].tolist(), one.labels.tolist(), strict=True)
-            samples.append(
-                (text, ", ".join(spell(i) + (f" (was {spell(was)})" if i != was else "") for i, was in pairs))
-            )
-        return table, Samples("Guesses of hidden words", tuple(samples))
+        return table, Samples("Guesses of hidden words", samples)
+
+    def _hidden(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> Iterator[pretraining.Hidden]:
+        """The documents' beginnings with words hidden, all by the mask."""
+        form, known = template(tokenizer), vocabulary(tokenizer)
+        most = pretraining.n_slots(self.length, self.mask_rate)
+        for i, record in enumerate(self.encode(examples, tokenizer)):
+            ids = form.fit(record["input_ids"], length=self.length)["input_ids"]
+            rng = np.random.default_rng(i)
+            found = pretraining.hide(ids, known, rate=self.mask_rate, whole_words=self.whole_words, rng=rng, most=most)
+            if len(found.positions):
+                ids[found.positions] = known.mask_id
+                yield found._replace(input_ids=ids)
+
+
+def _sample(hidden: pretraining.Hidden, guesses: np.ndarray, tokenizer: Tokenizer) -> tuple[str, str]:
+    """The text with its masks, and what was guessed for each."""
+    between = np.split(hidden.input_ids, np.sort([*hidden.positions, *(hidden.positions + 1)]))[::2]
+    text = f" {tokenizer.token(mask_id(tokenizer))} ".join(tokenizer.decode(part.tolist()) for part in between)
+    spell = tokenizer.spell
+    both = zip(guesses.tolist(), hidden.labels.tolist(), strict=True)
+    return text, ", ".join(spell(i) if i == was else f"{spell(i)} (was {spell(was)})" for i, was in both)
 
 
 def vocabulary(tokenizer: Tokenizer) -> pretraining.Vocabulary:

@@ -227,7 +227,7 @@ def test_flops_are_of_the_words_that_are_asked_for():
 def learned(pieces):
     """Params for which every mask is a cat: the head's bias alone speaks."""
     model = bert.Config(vocab_size=64, n_positions=32, n_layers=1, d_model=8, n_heads=2).build(TASK.heads)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     params["heads"]["masked_lm"]["output_bias"] = jnp.zeros(128).at[jnp.asarray(pieces.encode("cat"))].set(20.0)
     return model, params
 
@@ -253,7 +253,8 @@ def test_scores_are_the_models(pieces, learned):
     params["heads"]["masked_lm"]["output_bias"] = jnp.zeros(128)
     params["embed"] = params["embed"] | {"tokens": params["embed"]["tokens"] * 50}
     ids = [2, *pieces.encode("the"), 4, *pieces.encode("sat."), 3]
-    logits = model.apply({"params": params}, jnp.asarray(ids)[None])["prediction_logits"][0, ids.index(4)]
+    out = jax.jit(model.apply)({"params": params}, jnp.asarray(ids)[None])
+    logits = out["prediction_logits"][0, ids.index(4)]
     (found,) = MaskedLM(length=32).predict(model, params, pieces, ["the [MASK] sat."])
     best = np.argsort(-logits[: pieces.vocab_size])[:5].tolist()
     assert [word["token"] for word in found["masks"][0]] == [pieces.spell(i) for i in best]
