@@ -30,7 +30,7 @@ def experiment(next_sentence: bool = True) -> Experiment:
         task=MaskedLM(document="module", length=128, next_sentence=next_sentence, whole_words=True),
         data=Data(train=TFDS("python_docs", "train"), validation=TFDS("python_docs", "validation")),
         tokenizer=WordPiece(4096),
-        optim=Optim(name="muon", lr=1e-2, warmup=0.05, end=0.0),
-        steps=1800,
+        optim=Optim(name="muon", lr=3e-3, warmup=0.05, end=0.0),
+        steps=2400,
         batch_size=16,
     )

@@ -3,8 +3,9 @@
     jaxnlp train comve --pretrained DIR --data-dir DIR
     jaxnlp train comve --pretrained DIR --data-dir DIR --scratch --workdir runs/scratch
 
-DIR is a BERT's or a GPT's: a run's folder, or a Hugging Face directory. `--scratch` keeps the checkpoint's tokenizer and sizes and nothing of what it learned. Rate,
-epochs and batch are BERT's for SWAG (Devlin et al., 2019, section 4.4). A guess is right once in three times.
+DIR is a BERT's or a GPT's: a run's folder, or a Hugging Face directory. `--scratch` keeps the checkpoint's tokenizer
+and sizes and nothing of what it learned. Rate, epochs and batch are BERT's for SWAG (Devlin et al., 2019, section
+4.4). A guess is right once in three times.
 """
 
 from jaxnlp.data.sources import TFDS

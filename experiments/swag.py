@@ -2,8 +2,9 @@
 
     jaxnlp train swag --pretrained DIR --data-dir DIR
 
-DIR is a BERT's or a GPT's: a run's folder, or a Hugging Face directory. A row is the first sentence with the second's beginning and one ending. Rate, epochs and batch
-are the paper's, which has 81.6 % for BERT-base on the validation part.
+DIR is a BERT's or a GPT's: a run's folder, or a Hugging Face directory. A row is the first sentence with the second's
+beginning and one ending. Rate, epochs and batch are the paper's, which has 81.6 % for BERT-base on the validation
+part.
 """
 
 from jaxnlp.data.sources import TFDS

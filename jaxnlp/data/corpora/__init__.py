@@ -1,12 +1,14 @@
 """Our own TFDS builders: of sets that need no download, of some that the catalogue lacks, and of a user's own files.
 
     python_docs      English: the docstrings of this Python          number_words    numbers in four languages
-    python_summaries their first lines, and what follows
+    python_summaries their first lines, and what follows             python_tags     their words that are Python
+    python_pairs     what follows a first line, or does not
     multi30k         captions in English, German, French             ko_en           Korean and English sentences
-    comve            reasons to choose from                  swag            endings to choose from
+    comve            reasons to choose from                          swag            endings to choose from
+    sick             pairs, alike or entailed                        wnut17          posts with names
     text_files       a user's own .txt, .jsonl, .tsv or line-parallel files
 
-The first two rows are made without a download.
+The first three rows are made without a download.
 """
 
 import contextlib
@@ -20,8 +22,12 @@ BUILDERS = {  # the sets that are made here when absent: module name -> class
     "multi30k": "Multi30k",
     "number_words": "NumberWords",
     "python_docs": "PythonDocs",
+    "python_pairs": "PythonPairs",
     "python_summaries": "PythonSummaries",
+    "python_tags": "PythonTags",
+    "sick": "SICK",
     "swag": "SWAG",
+    "wnut17": "WNUT17",
 }
 
 
