@@ -3,8 +3,9 @@
     jaxnlp train bert_docs_nsp --pretrained runs/bert_pretrain_docs
     jaxnlp train bert_docs_nsp --pretrained runs/bert_pretrain_docs --scratch --workdir runs/scratch
 
-`python_pairs`, made from the Python that runs it: half of the bodies are another docstring's (Devlin et al., 2019, 3.1).
-`--scratch` keeps the checkpoint's tokenizer and sizes and nothing of what it learned. A guess is right once in two times.
+`python_pairs`, made from the Python that runs it: half of the bodies are another docstring's (Devlin et
+al., 2019, 3.1). `--scratch` keeps the checkpoint's tokenizer and sizes and nothing of what it
+learned. A guess is right once in two.
 """
 
 from jaxnlp.data.sources import TFDS

@@ -16,11 +16,13 @@ import pytest
 
 from jaxnlp import cli
 from jaxnlp.data.tokenizers import Characters, WordPiece
-from jaxnlp.models import gpt
+from jaxnlp.models import bert, gpt
+from jaxnlp.tasks.classification import NextSentence
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.masked_lm import MaskedLM
 from jaxnlp.tasks.multiple_choice import MultipleChoice
 from jaxnlp.tasks.span_qa import SpanQA
+from jaxnlp.tasks.tagging import Tagging
 from jaxnlp.tasks.translation import Translation
 from jaxnlp.training import loop
 from jaxnlp.training.experiment import Data, Experiment, from_json, to_json
@@ -55,7 +57,8 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
     """The same experiment on a handful of texts, in two small layers, for two steps."""
-    task, c = dataclasses.replace(experiment.task, length=16), experiment.model
+    own = {"overlap": 4} if isinstance(experiment.task, Tagging) else {}
+    task, c = dataclasses.replace(experiment.task, length=16, **own), experiment.model
     if isinstance(task, Translation):
         task = dataclasses.replace(task, length=64, buckets=(64,), n_beams=2)
         rows = [{task.source: text, task.target: text[:10]} for text in TEXTS]
@@ -67,9 +70,14 @@ def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
         parts = [task.choices] if isinstance(task.choices, str) else task.choices
         choices = {parts[0]: TEXTS[:2]} if len(parts) == 1 else dict(zip(parts, TEXTS, strict=False))
         rows = [{task.context: text, "sent2": "which", **choices, "label": i % 2} for i, text in enumerate(TEXTS)]
+    elif isinstance(task, Tagging):
+        rows = [{"tokens": text.split(), task.tags: [i % len(task.labels)] * len(text.split())} for i, text in
+                enumerate(TEXTS)]  # fmt: skip
     else:
         labels = getattr(task, "labels", ("none",))
         rows = [{task.text: text, getattr(task, "label", "label"): i % len(labels)} for i, text in enumerate(TEXTS)]
+        if getattr(task, "pair", None) is not None:
+            rows = [row | {task.pair: text} for row, text in zip(rows, TEXTS[::-1], strict=True)]
         if getattr(task, "document", None) is not None:
             rows = [row | {task.document: i // 5} for i, row in enumerate(rows)]
     experiment = dataclasses.replace(
@@ -84,6 +92,9 @@ def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
         evaluate_every=1.0,
         save_every=1.0,
     )
+    if isinstance(task, NextSentence):  # which the base has no pooler for
+        small = bert.Config(vocab_size=64, n_positions=64, n_layers=1, d_model=16, n_heads=2)
+        return dataclasses.replace(experiment, init=None, model=small, tokenizer=Characters())
     if experiment.init is not None:
         return dataclasses.replace(experiment, init=dataclasses.replace(experiment.init, run=str(base)))
     small = {
@@ -98,7 +109,9 @@ def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
 
 
 ALIKE = {
+    "bert_docs_tagging",
     "bert_pretrain",
+    "glue",
     "gpt3",
     "rnnsearch_wmt14",
     "seq2seq_ko_en",

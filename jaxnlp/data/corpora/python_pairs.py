@@ -1,7 +1,7 @@
-"""`python_pairs`: the first lines of docstrings, each with what follows it, or half of the time with what follows another.
+"""`python_pairs`: first lines of docstrings, each with what follows it or, half of the time, with what follows another.
 
-Docstrings, splits and licence are those of `python_summaries`. The other docstring is of the same split, drawn by a hash
-of the first line.
+Docstrings, splits and licence are those of `python_summaries`. The other docstring is of the same split, drawn by a
+hash of the first line.
 
 Features: `text`, the first line; `next`; `label`, follows or random.
 """
