@@ -114,7 +114,9 @@ ALIKE = {
     "glue",
     "gpt3",
     "rnnsearch_wmt14",
+    "sentences",
     "seq2seq_ko_en",
+    "seq2seq_multi30k",
     "swag",
     "transformer_wmt14",
 }  # what compiles is what another experiment compiles

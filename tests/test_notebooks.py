@@ -16,6 +16,7 @@ from jaxnlp.training.experiment import Data, Experiment
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "notebooks"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

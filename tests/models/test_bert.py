@@ -161,7 +161,7 @@ def test_number_of_parameters_is_the_papers():
         ("roberta-base", 124_645_632 - 2 * 768),
         ("distilbert-base", 66_362_880),
     ):
-        config = bert.VARIANTS[name]
+        config = dataclasses.replace(bert.VARIANTS[name], scan=True)
         params = jax.eval_shape(config.build().init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
         filling = params["embed"]["tokens"].shape[0] - config.vocab_size
         n = sum(x.size for x in jax.tree.leaves(params)) - filling * config.d_model

@@ -124,7 +124,7 @@ def test_what_padding_holds_and_what_comes_later_change_nothing(name, params):
     assert np.abs(found[:, 4:] - expected[:, 4:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_token_at_a_time_gives_what_all_at_once_give(scan, name, params):
     config = dataclasses.replace(CONFIGS[name], scan=scan)
     model, own, given = config.build(), stack_layers(params) if scan else params, inputs(name)
@@ -214,6 +214,7 @@ def test_dropout_depends_on_the_key_alone(field, scan, golden):
     assert np.abs(found - plain).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_bfloat16_steps_equal_teacher_forcing(golden):
     params, given = tree(golden, "marian", "params"), inputs("marian")
     model = dataclasses.replace(CONFIGS["marian"], dtype="bfloat16").build()

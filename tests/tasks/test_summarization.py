@@ -82,6 +82,7 @@ def test_docstrings_taken_apart():
         assert taken_apart(other) is None
 
 
+@pytest.mark.slow
 def test_the_set_is_made_here(tmp_path_factory):
     data_dir = str(tmp_path_factory.getbasetemp() / "summaries")
     sizes = {split: len(open_source(TFDS("python_summaries", split), data_dir)) for split in ("train", "test")}

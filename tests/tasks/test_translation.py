@@ -156,7 +156,7 @@ def test_a_pair_becomes_one_sequence(tokenizer):
     }
 
 
-@pytest.mark.parametrize("form", ["causal", "prefix"])
+@pytest.mark.parametrize("form", [pytest.param("causal", marks=pytest.mark.slow), "prefix"])
 def test_the_loss_without_an_encoder_is_the_targets_alone(form, tokenizer, body, tmp_path):
     task = dataclasses.replace(TASK, form=form, length=12, buckets=(12,))
     built = cache.build(EXAMPLES, lambda e: task.encode(e, tokenizer), key=task.key, cache_dir=tmp_path)
@@ -176,7 +176,7 @@ def test_the_loss_without_an_encoder_is_the_targets_alone(form, tokenizer, body,
     assert weight == sum(len(example["y"]) + 1 for example in EXAMPLES[:3])
 
 
-@pytest.mark.parametrize("form", ["causal", "prefix"])
+@pytest.mark.parametrize("form", [pytest.param("causal", marks=pytest.mark.slow), "prefix"])
 def test_a_wide_beam_without_an_encoder_finds_the_best_of_all(form, tokenizer, body):
     task = dataclasses.replace(TASK, form=form, length=6, n_beams=8)  # 3 tokens are the target's
 
@@ -201,6 +201,7 @@ def test_a_wide_beam_without_an_encoder_finds_the_best_of_all(form, tokenizer, b
         assert one["score"] == pytest.approx(score, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_transformer_translates_as_it_is_taught(tokenizer):
     """Beams over its cache find what a search through all texts by teacher forcing finds."""
     config = transformer.Config(
@@ -343,6 +344,7 @@ def test_n_best_gives_no_more_texts_than_there_are(tokenizer, params):
     assert (len(found["n_best"]), len(fewer["n_best"])) == (8, 2)
 
 
+@pytest.mark.slow
 def test_training_compiles_once_for_each_bucket(tmp_path, monkeypatch):
     traced = collections.Counter()
 

@@ -157,6 +157,7 @@ def test_other_data_is_refused_on_resume(pretrained):
         jaxnlp.train(other, workdir)
 
 
+@pytest.mark.slow
 def test_muon_resumes_as_if_nothing_had_been(tmp_path, monkeypatch):
     experiment = dataclasses.replace(PRETRAIN, optim=Optim(name="muon", lr=1e-2))
     undisturbed = jaxnlp.train(experiment, tmp_path / "undisturbed")
@@ -292,6 +293,7 @@ def test_load_in_bfloat16(pretrained):
     np.testing.assert_allclose(out["logits"], run.apply(ids)["logits"], atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_trace_of_some_steps(tmp_path, monkeypatch):
     """Also where an earlier one was cut off by an error, which ends it."""
     short = dataclasses.replace(PRETRAIN, steps=4, evaluate_every=1.0, save_every=1.0)

@@ -118,7 +118,10 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("form", "fields"), [("pmap", {}), (MESHES[-1], {}), (MESHES[-2], {"accumulate": 2})])
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [("pmap", {}), pytest.param(MESHES[-1], {}, marks=pytest.mark.slow), (MESHES[-2], {"accumulate": 2})],
+)
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models_agree_with_plain_jit(name, form, fields, batches):
     config, task = OTHERS[name]

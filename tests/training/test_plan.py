@@ -221,6 +221,7 @@ def gpt3(**arguments) -> Experiment:
     return cli.load_experiment(EXPERIMENTS / "gpt3.py")(**arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_libtpu")
 def test_gpt3_has_the_papers_sizes_and_each_can_be_planned():
     """Brown et al., 2020, table 2.1: parameters in millions, to the digits that it gives. 13B's width is odd: 5,140."""
@@ -401,6 +402,7 @@ def test_a_search_that_finds_nothing_says_why(monkeypatch):
         plan.search(experiment(), "v5e:3x5", 60.0)
 
 
+@pytest.mark.slow
 def test_a_real_compilation():
     """In a process of its own, as libtpu is loaded once."""
     pytest.importorskip("libtpu")

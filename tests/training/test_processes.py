@@ -99,7 +99,8 @@ def damage_a_copy(checkpoints):
     return f"{step + 1}/{name}"
 
 
-@pytest.mark.parametrize("sign", ["SIGKILL", pytest.param("error", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", ["SIGKILL", "error"])
 def test_the_end_of_one_ends_the_other(sign, cluster, tmp_path):
     """Within the time after which a silent process counts as dead, instead of waiting for its part of a sum."""
     run = arguments(tmp_path, "pmap") | {"patience": 5}
