@@ -95,8 +95,8 @@ class SpanQA:
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
         """A record for each window: what the model reads, start_positions and end_positions.
 
-        {"question": "q", "context": "a b c", "answers": {"text": ["b"], "answer_start": [2]}} in a row of 6 tokens
-        with stride 0, [CLS] being 2 and [SEP] 3:
+        {"question": "q", "context": "a b c", "answers": {"text": ["b"], "answer_start": [2]}} in rows of 6 tokens, 1 of
+        them the question's, with stride 0, [CLS] being 2 and [SEP] 3:
 
             input_ids  2 9 3 5 6 3    start_positions  4    end_positions  4
                        2 9 3 7 3                       0                   0

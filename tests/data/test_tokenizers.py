@@ -171,6 +171,23 @@ def test_saved_and_loaded(tmp_path, spec):
         )
 
 
+def test_offsets_are_places_in_the_text(exact):
+    """Of every character there is: without the white space that a word may begin with."""
+    for text, (ids, places) in zip(HARD, exact.offsets(HARD), strict=True):
+        assert ids == exact.encode(text) and len(places) == len(ids)
+        assert sorted({i for start, end in places for i in range(start, end)}) == list(range(len(text)))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_offsets_keep_accents_and_syllables_whole(form):
+    words = [unicodedata.normalize(form, word) for word in ("Été", "à", "ÇA", "한국어", "문장을", "ok", "ⵣ", "👍🏽")]
+    tokenizer = build(WordPiece(200), words * 2)
+    text = "  ".join(words)
+    ids, places = tokenizer.offsets([text])[0]
+    assert ids == tokenizer.encode(text)
+    assert [text[start:end] for start, end in places] == words
+
+
 def test_training_is_deterministic():
     """Another process, with other hash seeds and one thread, learns the same."""
     corpus = [f"{word}{n} {word} {HARD[n % len(HARD)]}" for n in range(50) for word in ENGLISH[0].split()]

@@ -207,6 +207,8 @@ def test_the_tokenizer_is_sentencepiece_with_marians_ids(directory, tokenizer_fi
     assert tokenizer.encode(">>xyz<<")[0] == vocabulary["<unk>"]
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id) == (0, V - 1, V - 1, 1)
     assert tokenizer.byte_lengths is None
+    with pytest.raises(ValueError, match="is a SentencePiece model, which gives no places; allowed: tokenizer.json"):
+        tokenizer.offsets(TEXTS[:1])
     again = Tokenizer.from_json(tokenizer.to_json())
     assert again.fingerprint == tokenizer.fingerprint
     assert again.target.encode(OTHERS[5]) == tokenizer.target.encode(OTHERS[5])

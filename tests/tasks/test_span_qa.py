@@ -16,6 +16,7 @@ from jaxnlp.data import cache
 from jaxnlp.data.batches import collate
 from jaxnlp.data.tokenizers import ByteBPE, Characters, WordPiece, build
 from jaxnlp.models import bert
+from jaxnlp.run import Run
 from jaxnlp.tasks.inputs import outputs, read, template
 from jaxnlp.tasks.span_qa import SpanQA
 from jaxnlp.tasks.task import Samples, Table
@@ -253,6 +254,19 @@ def test_empty_texts_have_defined_results(pieces):
     assert TASK.predict(model, {}, pieces, []) == []
     (record,) = task.encode([example("")], pieces)
     assert text(pieces, record) == "[CLS]|q|[SEP]|[SEP]" and record["start_positions"] == 0
+
+
+def test_a_run_predicts_what_the_task_takes(pieces):
+    run = Run(says(pieces, {"b": 3.0}, {"b": 3.0}), {}, pieces, TASK)
+    found = run.predict([("q", "a b"), {"question": "q", "context": "b"}])
+    assert [(one["answer"], one["start"]) for one in found] == [("b", 2), ("b", 0)]
+
+
+def test_many_questions_keep_their_order(pieces):
+    model = says(pieces, {"b": 3.0}, {"b": 3.0})
+    places = [i % 11 for i in range(600)]
+    found = TASK.predict(model, {}, pieces, [("q", "a " * i + "b") for i in places])
+    assert [one["start"] for one in found] == [2 * i for i in places]
 
 
 def test_a_long_text_is_read_in_windows(pieces):
