@@ -173,6 +173,9 @@ def _scan(step, carry, arrays: tuple[Array, ...], n_blocks: int):
     """
     B, T = arrays[0].shape[:2]
     b, t = cuts("batch"), cuts("queries")
+    rows, tokens = ("batch", "queries"), "tokens"
+    if T % t:  # few places of each row, as a masked language model has them: the rows are cut alone
+        t, rows, tokens = 1, ("batch",), "batch"
     n = B * T // (b * t)  # tokens of a device
     size = -(-n // n_blocks)
     if n_blocks > 1 and size > LANES:  # whole tiles of a matrix unit
@@ -180,12 +183,12 @@ def _scan(step, carry, arrays: tuple[Array, ...], n_blocks: int):
     n_blocks = -(-n // size)
 
     def cut(x):
-        x = constrain(x, "batch", "queries")
+        x = constrain(x, *rows)
         x = x.reshape(b, B // b, t, T // t, *x.shape[2:]).swapaxes(1, 2).reshape(b * t, n, *x.shape[2:])
         x = jnp.pad(x, [(0, n_blocks * size - n if axis == 1 else 0) for axis in range(x.ndim)])
         x = jnp.moveaxis(x.reshape(b * t, n_blocks, size, *x.shape[2:]), 1, 0)
         x = x.reshape(n_blocks, b * t * size, *x.shape[3:])
-        return constrain(x, None, "tokens")
+        return constrain(x, None, tokens)
 
     def join(y):
         y = jnp.moveaxis(y.reshape(n_blocks, b * t, size, *y.shape[2:]), 0, 1)

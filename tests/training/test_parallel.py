@@ -12,13 +12,14 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from jaxnlp.models import bert, gpt, rnn, seq2seq, transformer
-from jaxnlp.models.heads import Classification, MaskedLM, NextSentence
+from jaxnlp.models import bert, gpt, heads, rnn, seq2seq, transformer
+from jaxnlp.models.heads import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
+from jaxnlp.tasks.masked_lm import MaskedLM
 from jaxnlp.tasks.translation import Translation
 from jaxnlp.training import parallel
 from jaxnlp.training.optim import Optim, optimizer
-from jaxnlp.training.step import Trainer
+from jaxnlp.training.step import Trainer, losses_of
 
 CONFIG = gpt.Config(
     n_layers=2, d_model=32, n_heads=4, vocab_size=120, n_positions=16, dropout=0.0, attention_dropout=0.0
@@ -71,7 +72,7 @@ def run(form: str, batches, **fields):
     losses = []
     for i in range(len(batches["input_ids"])):
         state, sums = update(state, layout.place(jax.tree.map(lambda x, i=i: x[i : i + 1], batches), ROWS))
-        losses.append(float(sums["loss"][0] / sums["loss"][1]))
+        losses.append(sum(float(sums[name][0] / sums[name][1]) for name in losses_of(t.task)))
         if i == 0:
             gradient = jax.device_get(state.opt_state)
     return state, losses, gradient, jax.device_get(measured)
@@ -138,6 +139,31 @@ def test_other_models_agree_with_plain_jit(name, form, fields, batches):
     np.testing.assert_allclose(found[3]["loss"], expected[3]["loss"], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("form", "fields"), [("pmap", {"accumulate": 2}), (MESHES[-1], {}), (MESHES[1], {})])
+def test_two_losses_agree_with_plain_jit(form, fields):
+    """Masked words and the next sentence, each a mean over the whole batch; three places a row, which nothing cuts."""
+    task, rng = MaskedLM(length=LENGTH), np.random.default_rng(0)
+    shapes = {name: (4, *x.shape) for name, x in task.shapes(ROWS).items()}
+    few = {name: rng.integers(0, 120, shape).astype(np.int32) for name, shape in shapes.items()}
+    real = np.float32(rng.random((4, ROWS)) < 0.7)
+    few |= {"next_sentence_weights": real, "weights": real[..., None] * (rng.random(shapes["weights"]) < 0.6)}
+    few["weights"] = few["weights"].astype(np.float32)
+    few["masked_positions"] %= LENGTH
+    few["attention_mask"] = np.broadcast_to(np.int32(np.arange(LENGTH) < 13), shapes["attention_mask"]).copy()
+    for name in ("token_type_ids", "next_sentence_labels"):
+        few[name] %= 2
+    config = bert.Config(
+        vocab_size=120, n_positions=16, n_layers=1, d_model=32, n_heads=4, dropout=0.0, attention_dropout=0.0
+    )
+    given = {"model": config.build(task.heads), "task": task}
+    expected, found = run("jit", few, **given), run(form, few, **given, **fields)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    assert_close(found[2], expected[2])
+    assert_close(found[0].params, expected[0].params)
+    for name, sums in expected[3].items():
+        np.testing.assert_allclose(found[3][name], sums, rtol=1e-5)
+
+
 # Dropout --------------------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +212,7 @@ def test_under_pmap_and_accumulation_no_two_rows_share_a_mask(batches):
 BUILT = {
     "gpt": gpt.VARIANTS["gpt2"].build((Classification(3),)),
     "scanned": dataclasses.replace(gpt.VARIANTS["gpt2"], scan=True).build((Classification(3),)),
-    "bert": bert.VARIANTS["tiny"].build((MaskedLM(), NextSentence())),
+    "bert": bert.VARIANTS["tiny"].build((heads.MaskedLM(), heads.NextSentence())),
     "rnn": rnn.Config().build(),
     **{name: seq2seq.VARIANTS[name].build() for name in ("rnnsearch", "luong")},
     "transformer": dataclasses.replace(transformer.VARIANTS["base"], target_vocab_size=999, output_bias=True).build(),
