@@ -282,7 +282,7 @@ def predict(
         items = (_item(line.rstrip("\n")) for line in lines)
         while rows := list(itertools.islice(items, ROWS)):
             for item, prediction in zip(rows, loaded.predict(rows)):
-                given = item if isinstance(item, dict) else {"text": item}
+                given = item if isinstance(item, dict) else {"text" if isinstance(item, str) else "item": item}
                 print(json.dumps({**given, **prediction}, ensure_ascii=False), flush=True)
 
 

@@ -215,7 +215,7 @@ def test_predict_gives_a_line_for_a_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "items.txt").write_text("\n".join(more))
     assert cli.main(["predict", "run", str(tmp_path / "items.txt")]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
-        {"text": ["a", "b"], "label": "['A', 'B']"},
+        {"item": ["a", "b"], "label": "['A', 'B']"},
         {"question": "q", "context": "c", "label": "{'QUESTION': 'Q', 'CONTEXT': 'C'}"},
         {"text": "[MASK] is a text", "label": "[MASK] IS A TEXT"},
     ]
