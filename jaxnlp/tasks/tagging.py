@@ -12,7 +12,6 @@ where it is further from the border, in training and in predictions.
 
 import dataclasses
 import functools
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import SentencePiece, Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import by_length, outputs, read, template
+from jaxnlp.tasks.inputs import Template, by_length, outputs, read, template
 from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, require
 
 WORD = re.compile(r"\w+|[^\w\s]")  # of a text that comes as one: letters and digits, or a sign
@@ -111,16 +110,7 @@ class Tagging:
         found = []
         for words in sentences:
             tokens = [next(ids)[:room] for _ in words]
-            found.append([
-                Window(
-                    input_ids=form.join(list(itertools.chain(*tokens[part.start : part.stop])))["input_ids"],
-                    words=np.arange(part.first, part.last),
-                    places=len(form.start) + _starts(tokens[part.start : part.stop])[part.first - part.start :][
-                        : part.last - part.first
-                    ],
-                )
-                for part in parts([len(one) for one in tokens], room, self.overlap)
-            ])  # fmt: skip
+            found.append([_window(tokens, part, form) for part in parts(list(map(len, tokens)), room, self.overlap)])
         return found
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
@@ -264,8 +254,11 @@ def _encoded(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[l
     return [list(ids) or nothing for ids in tokenizer.encode_batch(words)]
 
 
-def _starts(tokens: Sequence[Sequence[int]]) -> np.ndarray:
-    return np.cumsum([0, *map(len, tokens)])[:-1]
+def _window(tokens: Sequence[Sequence[int]], part: Part, form: Template) -> Window:
+    here = tokens[part.start : part.stop]
+    places = len(form.start) + np.cumsum([0, *map(len, here)])
+    words = np.arange(part.first, part.last)
+    return Window(form.join([i for word in here for i in word])["input_ids"], words, places[words - part.start])
 
 
 def _span(label: str, first: int, last: int, found: Mapping[str, Any], item: Any, at: Any) -> dict[str, Any]:
