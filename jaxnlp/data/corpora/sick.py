@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxnlp.data.corpora.downloaded import Downloaded
@@ -39,7 +40,7 @@ class SICK(Downloaded, skip_registration=True):
         return {
             "sentence_A": tfds.features.Text(),
             "sentence_B": tfds.features.Text(),
-            "relatedness_score": tfds.features.Scalar("float32"),
+            "relatedness_score": tfds.features.Scalar(np.float32),
             "entailment_label": tfds.features.ClassLabel(names=LABELS),
         }
 
