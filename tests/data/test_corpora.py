@@ -351,8 +351,8 @@ class TestDownloads:
 
     def test_every_builder_is_known(self):
         assert set(corpora.BUILDERS) == {
-            "comve", "ko_en", "multi30k", "nsmc", "number_words", "python_docs", "python_pairs", "python_summaries",
-            "python_tags", "sick", "swag", "wnut17",
+            "comve", "ko_en", "multi30k", "nsmc", "number_words", "sick", "swag", "wnut17",
+            "python_docs", "python_pairs", "python_summaries", "python_tags",
         }  # fmt: skip
         for name in corpora.BUILDERS:
             assert corpora.builder(name, "unused").name == name

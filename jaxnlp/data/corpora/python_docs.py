@@ -14,12 +14,14 @@ repeat one another's paragraphs: they are all in train.
 import ast
 import inspect
 import pathlib
-import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
+from typing import Any
 
 import tensorflow_datasets as tfds
+
+from jaxnlp.data.corpora.of_python import OfPython, states
 
 KINDS = ("topic", "module", "class", "function")
 OMITTED = {"__pycache__", "_bundled", "dist-packages", "idle_test", "lib2to3", "site-packages", "test", "tests"}
@@ -106,36 +108,17 @@ def _document(text: str, title: str, kind: str, module: str) -> dict:
     return {"text": inspect.cleandoc(text).strip(), "title": title, "kind": kind, "module": module, "group": group}
 
 
-class PythonDocs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PythonDocs(OfPython, skip_registration=True):
     """The TFDS builder; `TFDS("python_docs")` uses it."""
 
     name = "python_docs"
-    VERSION = tfds.core.Version(".".join(map(str, sys.version_info[:3])))
-    # A folder of its own for each build of Python and each state of the rules above. (A distribution may add modules to
-    # the same build later, such as Tk's: delete the folder then.)
-    BUILDER_CONFIGS = [  # noqa: RUF012
-        tfds.core.BuilderConfig(name=sha256(sys.version.encode() + pathlib.Path(__file__).read_bytes()).hexdigest()[:8])
-    ]
-    url_infos = {}  # noqa: RUF012  nothing is downloaded, so TFDS need not look for checksums beside this file
+    BUILDER_CONFIGS = states(__file__)
+    DESCRIPTION = "The docstrings of Python's standard library and the topics of its language reference."
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "text": tfds.features.Text(),
-            "title": tfds.features.Text(),
-            "kind": tfds.features.ClassLabel(names=KINDS),
-            "module": tfds.features.Text(),
-            "group": tfds.features.ClassLabel(names=list(GROUPS)),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            description="The docstrings of Python's standard library and the topics of its language reference.",
-            license="Python Software Foundation License",
-            disable_shuffling=True,
-        )
+    def _features(self) -> Mapping[str, Any]:
+        text, classes = tfds.features.Text(), tfds.features.ClassLabel
+        kinds = {"kind": classes(names=KINDS), "module": text, "group": classes(names=list(GROUPS))}
+        return {"text": text, "title": text, **kinds}
 
-    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        return {split: self._generate_examples(found) for split, found in documents().items()}
-
-    def _generate_examples(self, found: list[dict]) -> Iterator[tuple[int, dict]]:
-        return enumerate(found)
+    def _examples(self) -> Mapping[str, list[dict]]:
+        return documents()

@@ -17,15 +17,16 @@ Features: `tokens`, the words and signs; `tags`, as many classes.
 
 import builtins
 import keyword
-import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from hashlib import sha256
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from jaxnlp.data.corpora import python_docs
+from jaxnlp.data.corpora.of_python import OfPython, states
 
 TAGS = ("O", "KEYWORD", "BUILTIN", "EXCEPTION", "MODULE")
 EXCEPTIONS = {name for name, x in vars(builtins).items() if isinstance(x, type) and issubclass(x, BaseException)}
@@ -61,43 +62,23 @@ def tagged(sentence: str) -> list[tuple[str, str]]:
     return found
 
 
-class PythonTags(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PythonTags(OfPython, skip_registration=True):
     """The TFDS builder; `TFDS("python_tags")` uses it."""
 
     name = "python_tags"
-    VERSION = tfds.core.Version(".".join(map(str, sys.version_info[:3])))
-    # Of each build of Python and each state of the rules, as of `python_docs`.
-    BUILDER_CONFIGS = [  # noqa: RUF012
-        tfds.core.BuilderConfig(
-            name=sha256(
-                sys.version.encode()
-                + pathlib.Path(python_docs.__file__).read_bytes()
-                + pathlib.Path(__file__).read_bytes()
-            ).hexdigest()[:8]
-        )
-    ]
-    url_infos = {}  # noqa: RUF012  nothing is downloaded
+    BUILDER_CONFIGS = states(python_docs.__file__, __file__)
+    DESCRIPTION = "Words of Python's documentation, and which of them are Python."
 
-    def _info(self) -> tfds.core.DatasetInfo:
+    def _features(self) -> Mapping[str, Any]:
         words = tfds.features.Sequence(tfds.features.Text())
-        tags = tfds.features.Sequence(tfds.features.ClassLabel(names=TAGS))
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict({"tokens": words, "tags": tags}),
-            description="Words of Python's documentation, and which of them are Python.",
-            license="Python Software Foundation License",
-            disable_shuffling=True,
-        )
+        return {"tokens": words, "tags": tfds.features.Sequence(tfds.features.ClassLabel(names=TAGS))}
 
-    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        parts: dict[str, dict[str, list]] = {"train": {}, "validation": {}, "test": {}}
+    def _examples(self) -> Mapping[str, list[dict]]:
+        parts: dict[str, dict[str, dict]] = {"train": {}, "validation": {}, "test": {}}
         for document in (one for found in python_docs.documents().values() for one in found):
             for pairs in map(tagged, SENTENCE.split(document["text"])):
                 if len(pairs) <= LONGEST and any(tag != "O" for _, tag in pairs):
-                    words = " ".join(word for word, _ in pairs)
-                    parts[split_of(words)].setdefault(words, pairs)
-        return {split: self._generate_examples(list(found.values())) for split, found in parts.items()}
-
-    def _generate_examples(self, found: list[list[tuple[str, str]]]) -> Iterator[tuple[int, dict]]:
-        for i, pairs in enumerate(found):
-            yield i, {"tokens": [word for word, _ in pairs], "tags": [tag for _, tag in pairs]}
+                    words, tags = zip(*pairs, strict=True)
+                    example = {"tokens": list(words), "tags": list(tags)}
+                    parts[split_of(" ".join(words))].setdefault(" ".join(words), example)
+        return {split: list(found.values()) for split, found in parts.items()}
