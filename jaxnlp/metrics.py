@@ -77,14 +77,11 @@ def labels(true: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dic
 
 def by_kind(true: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, tuple[float, float, float]]:
     """precision, recall and f1 of each kind of span, or of each label where they mark no spans."""
-    kinds = {label.partition("-")[2] or label for one in true for label in one} - {"O"}
-    score = spans if any(label.startswith("B-") for one in true for label in one) else labels
+    marked = any(label.startswith("B-") for one in true for label in one)
+    score, kind_of = (spans, lambda label: label.partition("-")[2]) if marked else (labels, str)
     scores = {}
-    for kind in sorted(kinds):
-        only = [
-            [[tag if kind in (tag, tag.partition("-")[2]) else "O" for tag in one] for one in side]
-            for side in (true, found)
-        ]
+    for kind in sorted({kind_of(label) for one in true for label in one} - {"", "O"}):
+        only = [[[tag if kind_of(tag) == kind else "O" for tag in one] for one in side] for side in (true, found)]
         measured = score(*only)
         scores[kind] = measured["precision"], measured["recall"], measured["f1"]
     return scores

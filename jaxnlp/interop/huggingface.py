@@ -74,7 +74,8 @@ def find(path: str | os.PathLike) -> "Directory | None":
     try:
         return Directory(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:
-        raise DirectoryError(f"{name}: no folder here, and no model from the Hugging Face Hub: {error}") from error
+        allowed = "a folder, or a name on the Hugging Face Hub, which gave none"
+        raise DirectoryError(f"{name}: no such folder; allowed: {allowed}: {error}") from error
 
 
 class Directory:

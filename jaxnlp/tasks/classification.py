@@ -23,7 +23,7 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
 from jaxnlp.tasks.inputs import Texts, by_length, outputs, read
-from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Sums, Table, require
+from jaxnlp.tasks.task import Apply, Batch, Record, Sums, Table, confused, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,7 @@ class Classification(Texts):
             return ()
         rows = tuple((k, round(v, 4)) for k, v in metrics.classification(true, found, len(self.labels)).items())
         counts = metrics.confusion(true, found, len(self.labels))
-        shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        names = tuple(f"{name} ({n:,})" for name, n in zip(self.labels, counts.sum(1).tolist(), strict=True))
-        picture = Heatmap("True classes, and what they were taken for", names, self.labels, _tuples(shares))
+        picture = confused("True classes, and what they were taken for", self.labels, counts)
         return Table("Scores", ("metric", "value"), rows), picture
 
     def _both(self, model, params, tokenizer, examples) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +121,3 @@ class NextSentence(Classification):
     @property
     def heads(self) -> tuple[heads.NextSentence]:
         return (heads.NextSentence(),)
-
-
-def _tuples(x: np.ndarray) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(row) for row in x.tolist())

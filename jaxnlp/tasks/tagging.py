@@ -13,6 +13,7 @@ where it is further from the border, in training and in predictions.
 import dataclasses
 import functools
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 from tokenizers import decoders
 
 from jaxnlp import metrics
@@ -28,10 +30,11 @@ from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import SentencePiece, Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import Template, by_length, outputs, read, template
-from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, require
+from jaxnlp.tasks.inputs import Template, by_length, read, template
+from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, confused, require
 
-WORD = re.compile(r"\w+|[^\w\s]")  # of a text that comes as one: letters and digits, or a sign
+# Of a text that comes as one, in which every accent and vowel sign is U+0300: letters and digits, or a sign
+WORD = re.compile("(?:\\w\u0300*)+|[^\\w\\s]\u0300*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,13 @@ class Tagging:
     def _words(self, example: Mapping[str, Any]) -> list[str]:
         return [w.decode() if isinstance(w, bytes) else str(w) for w in require(example, self.tokens, "tokens")]
 
+    def _listed(self, item: Any) -> list[str]:
+        """The words of something to predict that is no text."""
+        words = item.get(self.tokens) if isinstance(item, Mapping) else item
+        if isinstance(words, str) or not isinstance(words, Sequence | np.ndarray):
+            raise ValueError(f"found {item!r} to predict; allowed: a text, its words, or the words as {self.tokens!r}")
+        return self._words({self.tokens: words})
+
     def windows(self, sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> "list[list[Window]]":
         """What the model reads of each sentence, given in words."""
         form = template(tokenizer)
@@ -156,12 +166,14 @@ class Tagging:
     def show(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
     ) -> tuple[Any, ...]:
-        """The scores, those of each kind, and the first sentences with what was found in them."""
+        """The scores, those of each kind, which label was taken for which, and the first sentences with theirs."""
         if not len(examples):
             return ()
         true, found = self._both(model, params, tokenizer, examples)
         rows = tuple((name, round(value, 4)) for name, value in self._scores(true, found).items())
         kinds = tuple((kind, *(round(x, 4) for x in row)) for kind, row in metrics.by_kind(true, found).items())
+        numbers = ([self.labels.index(tag) for one in side for tag in one] for side in (true, found))
+        counts = metrics.confusion(*(np.array(side, int) for side in numbers), len(self.labels))
         texts = []
         for i in range(min(self.n_shown, len(examples))):
             words = self._words(examples[i])
@@ -170,37 +182,48 @@ class Tagging:
         return (
             Table("Scores", ("metric", "value"), rows),
             Table("By kind", ("kind", "precision", "recall", "f1"), kinds),
+            confused("True labels of words, and what they were taken for", self.labels, counts),
             Samples("Sentences, and what was found", tuple(texts)),
         )
 
     def predict(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, items: Sequence[Any]
     ) -> list[dict[str, Any]]:
-        """{"words", "tags", "scores"} of each sentence: a list of words, or a text, which is split as `WORD` says.
+        """{"words", "tags", "scores"} of each sentence: its words, alone or by name, or a text, split by `split`.
 
         Where the labels mark spans also "spans": {"label", "text", "start", "end", "score"}, from `start` to before
         `end`: numbers of words, or of a text's characters. A score is a probability, a span's the mean of its words'.
         """
-        places = [[m.span() for m in WORD.finditer(item)] if isinstance(item, str) else None for item in items]
+        places = [split(item) if isinstance(item, str) else None for item in items]
         sentences = [
-            [item[a:b] for a, b in at] if at is not None else [str(word) for word in item]
+            [item[a:b] for a, b in at] if at is not None else self._listed(item)
             for item, at in zip(items, places, strict=True)
         ]
         windows = self.windows(sentences, tokenizer)
         records = [{"input_ids": window.input_ids} for one in windows for window in one]
-        run = functools.partial(outputs, model, params)
+        run = functools.partial(_probabilities, model, params)
         made = iter(by_length(run, records, pad_id=tokenizer.pad_id, max_length=self.length))
         results = []
         for item, words, at, one in zip(items, sentences, places, windows, strict=True):
             p = np.zeros((len(words), len(self.labels)))
             for window in one:
-                p[window.words] = jax.nn.softmax(next(made)["logits"][window.places])
+                p[window.words] = next(made)[window.places]
             tags = [self.labels[i] for i in p.argmax(1)]
             found: dict[str, Any] = {"words": words, "tags": tags, "scores": p.max(1, initial=0.0).tolist()}
             if self.spans:
                 found["spans"] = [_span(label, a, b, found, item, at) for label, a, b in metrics.entities(tags)]
             results.append(found)
         return results
+
+
+def split(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end: letters and digits together, signs alone, each with its accents.
+
+    >>> [text[a:b] for text in ["It's 5 h."] for a, b in split(text)]
+    ['It', "'", 's', '5', 'h', '.']
+    """
+    plain = "".join("\u0300" if unicodedata.category(c)[0] == "M" else c for c in text)
+    return [word.span() for word in WORD.finditer(plain)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +263,11 @@ def parts(sizes: Sequence[int], room: int, overlap: int) -> list[Part]:
             following = max(min(following, last), int(np.searchsorted(ends, ends[last + 1] - room)))
         start, first = following, last
     return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(model: nn.Module, params: Mapping[str, Any], inputs: Batch) -> Float[Array, "B T n_labels"]:
+    return jax.nn.softmax(model.apply({"params": params}, **inputs)["logits"])
 
 
 def _encoded(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[int]]:

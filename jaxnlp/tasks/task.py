@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxnlp.data.batches import Batches
 from jaxnlp.data.cache import Cache
@@ -81,6 +81,14 @@ class Heatmap:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]  # [rows, columns]
+
+
+def confused(title: str, labels: tuple[str, ...], counts: Int[np.ndarray, "n n"]) -> Heatmap:
+    """Of each true label, the shares that were taken for each; the rows' names say how often there is one."""
+    totals = counts.sum(1)
+    shares = counts / np.maximum(totals, 1)[:, None]
+    names = tuple(f"{label} ({n:,})" for label, n in zip(labels, totals.tolist(), strict=True))
+    return Heatmap(title, names, labels, tuple(map(tuple, shares.tolist())))
 
 
 @dataclasses.dataclass(frozen=True)

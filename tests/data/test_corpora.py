@@ -18,7 +18,18 @@ import threading
 import pytest
 
 from jaxnlp.data import corpora
-from jaxnlp.data.corpora import comve, ko_en, multi30k, number_words, python_docs, swag, text_files
+from jaxnlp.data.corpora import (
+    comve,
+    ko_en,
+    multi30k,
+    nsmc,
+    number_words,
+    python_docs,
+    sick,
+    swag,
+    text_files,
+    wnut17,
+)
 from jaxnlp.data.sources import TFDS, class_names, fingerprint, open_source
 
 SPLITS = ("train", "validation", "test")
@@ -272,6 +283,50 @@ class TestDownloads:
         for split, label in (("train", 3), ("validation", 3), ("test", -1)):
             assert list(open_source(TFDS("swag", split), str(tmp_path))) == [{**expected, "label": label}]
 
+    def test_sick(self, tmp_path, serve, monkeypatch):
+        folder, url = serve
+        monkeypatch.setattr(sick, "URL", url)
+        names = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment"
+        rows = {
+            file: f'{names}\n7\t{file} "A\té\t4.5\tNEUTRAL\n1\ta\tb\t1\tCONTRADICTION\n' for file in sick.SICK.SHA256
+        }
+        self.files(sick.SICK, rows, folder, monkeypatch)
+        assert class_names(TFDS("sick"), "entailment_label", str(tmp_path)) == sick.LABELS
+        for split, file in sick.SICK.PARTS.items():
+            found = list(open_source(TFDS("sick", split), str(tmp_path)))
+            assert sorted(found, key=lambda e: e["relatedness_score"]) == [
+                {"sentence_A": "a", "sentence_B": "b", "relatedness_score": 1.0, "entailment_label": 2},
+                {"sentence_A": f'{file} "A', "sentence_B": "é", "relatedness_score": 4.5, "entailment_label": 1},
+            ]
+
+    def test_nsmc(self, tmp_path, serve, monkeypatch):
+        folder, url = serve
+        monkeypatch.setattr(nsmc, "URL", url)
+        rows = {file: f'id\tdocument\tlabel\n9\t"{file} 좋다\t1\n8\t\t0\n7\t별로\t0\n' for file in nsmc.NSMC.SHA256}
+        self.files(nsmc.NSMC, rows, folder, monkeypatch)
+        assert class_names(TFDS("nsmc"), "label", str(tmp_path)) == ("negative", "positive")
+        for split, file in nsmc.NSMC.PARTS.items():
+            found = list(open_source(TFDS("nsmc", split), str(tmp_path)))
+            expected = [{"document": "별로", "label": 0}, {"document": f'"{file} 좋다', "label": 1}]
+            assert sorted(found, key=lambda e: e["label"]) == expected
+
+    def test_wnut17(self, tmp_path, serve, monkeypatch):
+        """Posts apart by empty lines or lines of white space; a word without a tag parts them, too."""
+        folder, url = serve
+        monkeypatch.setattr(wnut17, "URL", url)
+        text = "Paris\tB-location\n!\tO\n\nuntagged\nÉmile\tB-person,B-group\nZ\tI-person\n\t\n\n"
+        self.files(wnut17.WNUT17, dict.fromkeys(wnut17.WNUT17.SHA256, text), folder, monkeypatch)
+        names = class_names(TFDS("wnut17"), "ner", str(tmp_path))
+        assert names == wnut17.TAGS
+        for split in wnut17.WNUT17.PARTS:
+            found = [
+                (e["tokens"], [names[i] for i in e["ner"]]) for e in open_source(TFDS("wnut17", split), str(tmp_path))
+            ]
+            assert sorted(found) == [
+                (["Paris", "!"], ["B-location", "O"]),
+                (["Émile", "Z"], ["B-person", "I-person"]),
+            ]
+
     def test_another_file_than_the_one_meant(self, tmp_path, serve, monkeypatch):
         folder, url = serve
         monkeypatch.setattr(multi30k, "URL", url)
@@ -296,7 +351,7 @@ class TestDownloads:
 
     def test_every_builder_is_known(self):
         assert set(corpora.BUILDERS) == {
-            "comve", "ko_en", "multi30k", "number_words", "sick", "swag", "wnut17",
+            "comve", "ko_en", "multi30k", "nsmc", "number_words", "sick", "swag", "wnut17",
             "python_docs", "python_pairs", "python_summaries", "python_tags",
         }  # fmt: skip
         for name in corpora.BUILDERS:

@@ -14,7 +14,7 @@ from jaxnlp.data import cache
 from jaxnlp.data.tokenizers import ByteBPE, Tokenizer, WordPiece, build
 from jaxnlp.models import bert
 from jaxnlp.tasks.inputs import template
-from jaxnlp.tasks.tagging import Tagging, parts
+from jaxnlp.tasks.tagging import Tagging, parts, split
 from jaxnlp.training.step import measure
 
 ORACLE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "golden" / "tagging.py"))
@@ -116,10 +116,10 @@ def test_spans_are_of_words_or_of_characters(tokenizer, model, params, monkeypat
     told = iter([[1, 2, 1, 0, 4, 3]] * 2)
 
     def made(run, records, **_):
-        logits = np.full((len(records[0]["input_ids"]), 5), -9.0)
+        probabilities = np.full((len(records[0]["input_ids"]), 5), 0.1)
         ((window,),) = task.windows([words], tokenizer)
-        logits[window.places, next(told)] = 9.0
-        return [{"logits": logits}]
+        probabilities[window.places, next(told)] = 0.6
+        return [probabilities]
 
     monkeypatch.setattr("jaxnlp.tasks.tagging.by_length", made)
     words, text = ["ann", "bo", "cy", "to", "new", "york"], "ann bo cy  to new york"
@@ -128,6 +128,7 @@ def test_spans_are_of_words_or_of_characters(tokenizer, model, params, monkeypat
     expected = [("PER", "ann bo"), ("PER", "cy"), ("LOC", "new"), ("LOC", "york")]
     for found in (listed, whole):
         assert [(s["label"], s["text"]) for s in found["spans"]] == expected
+    assert all(s["score"] == pytest.approx(0.6) for s in listed["spans"])
     assert [(s["start"], s["end"]) for s in listed["spans"]] == [(0, 2), (2, 3), (4, 5), (5, 6)]
     assert all(text[s["start"] : s["end"]] == s["text"] for s in whole["spans"])
 
@@ -139,6 +140,9 @@ def test_scores_are_seqevals_and_of_plain_labels_their_own():
     assert metrics.spans(true, found) == {"accuracy": 0.8, "precision": 0.5, "recall": 0.5, "f1": 0.5}
     assert metrics.by_kind(true, found) == {"MISC": (0.0, 0.0, 0.0), "PER": (1.0, 1.0, 1.0)}
     plain = metrics.labels([["O", "X", "Y", "X"]], [["X", "X", "O", "X"]])
+    assert metrics.by_kind([["O", "a-x", "b-x"]], [["a-x", "a-x", "O"]]) == {
+        "a-x": (0.5, 1.0, pytest.approx(2 / 3)), "b-x": (0.0, 0.0, 0.0),
+    }  # fmt: skip
     assert plain["accuracy"] == 0.5 and plain["precision"] == plain["recall"] == pytest.approx(2 / 3)
 
 
@@ -156,3 +160,57 @@ def test_what_cannot_be_is_named(tokenizer):
         Tagging(labels=BIO, overlap=126)
     assert task.encode([{"tokens": [], "tags": []}], tokenizer) == []
     assert template(tokenizer).room(task.length, 1) == 126
+
+
+@pytest.mark.parametrize("item", [{"tokens": ["new", "york"]}, ("new", "york"), np.array([b"new", b"york"], object)])
+def test_words_come_alone_or_by_name(tokenizer, model, params, item):
+    task = Tagging(labels=BIO)
+    assert task.predict(model, params, tokenizer, [item]) == task.predict(model, params, tokenizer, [["new", "york"]])
+
+
+@pytest.mark.parametrize("item", [{"words": ["new"]}, {"tokens": "new york"}, 5, None])
+def test_what_has_no_words_is_named(tokenizer, model, params, item):
+    with pytest.raises(ValueError, match=r"to predict; allowed: a text, its words, or the words as 'tokens'"):
+        Tagging(labels=BIO).predict(model, params, tokenizer, [["new"], item])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["It", "'", "s", "3", ".", "5", "km", "/", "h", "!", "!"],
+        ["한국어", "문장", ",", "日本語"],
+        ["e\u0301te\u0301", "हिन्दी", "ไทย์", "שָׁלוֹם"],  # accents and vowel signs are no letters to Python's re
+        ["\u2764\ufe0f", "\U0001f600", "snake_case"],
+    ],
+)
+def test_a_text_is_split_with_its_places(words):
+    for space in (" ", "  \n", "\u3000"):
+        text = space.join(words)
+        assert [text[a:b] for a, b in split(text)] == words
+
+
+def test_a_word_without_tokens_has_a_tag(tokenizer, model, params):
+    """Of a variation selector, a null and a word of spaces the tokenizer makes nothing: each is the unknown token."""
+    words = ["ann", "\ufe0f", "\x00", " ", "", "bo"]
+    (found,) = Tagging(labels=BIO).predict(model, params, tokenizer, [words])
+    assert len(found["tags"]) == len(found["scores"]) == 6
+    ((window,),) = Tagging(labels=BIO).windows([words], tokenizer)
+    assert window.input_ids[window.places[1:5]].tolist() == [tokenizer.unk_id] * 4
+    examples = [{"tokens": words, "tags": np.arange(6) % 5}]
+    (record,) = Tagging(labels=BIO).encode(examples, tokenizer)
+    assert record["weights"].sum() == 6
+
+
+@pytest.mark.parametrize("labels", [BIO, ("O", "X", "Y")])
+def test_a_report_has_scores_kinds_confusion_and_sentences(tokenizer, labels):
+    task = Tagging(labels=labels, n_shown=1)
+    model = CONFIG.build(task.heads)
+    made = model.init(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+    examples = [{"tokens": ["ann", "went"], "tags": [1, 0]}, {"tokens": ["to", "york", "cy"], "tags": [0, 2, 1]}]
+    scores, kinds, picture, samples = task.show(model, made, tokenizer, examples)
+    assert dict(scores.rows) == {k: round(v, 4) for k, v in task.score(model, made, tokenizer, examples).items()}
+    assert [row[0] for row in kinds.rows] == (["PER"] if labels == BIO else ["X", "Y"])
+    assert picture.columns == labels and picture.rows[:3] == ("O (2)", f"{labels[1]} (2)", f"{labels[2]} (1)")
+    np.testing.assert_allclose(np.sum(picture.values, axis=1), [1, 1, 1, *[0] * (len(labels) - 3)])
+    assert len(samples.texts) == 1 and samples.texts[0][0] == "ann went"
+    assert task.show(model, made, tokenizer, []) == ()

@@ -6,6 +6,7 @@
     multi30k         captions in English, German, French             ko_en           Korean and English sentences
     comve            reasons to choose from                          swag            endings to choose from
     sick             pairs, alike or entailed                        wnut17          posts with names
+    nsmc             Korean reviews of films
     text_files       a user's own .txt, .jsonl, .tsv or line-parallel files
 
 The first three rows are made without a download.
@@ -20,6 +21,7 @@ BUILDERS = {  # the sets that are made here when absent: module name -> class
     "comve": "ComVE",
     "ko_en": "KoEn",
     "multi30k": "Multi30k",
+    "nsmc": "NSMC",
     "number_words": "NumberWords",
     "python_docs": "PythonDocs",
     "python_pairs": "PythonPairs",
