@@ -19,6 +19,7 @@ def test_code_is_what_the_text_writes_as_code(sentence, expected):
     assert " ".join(f"{word}/{tag}" for word, tag in python_tags.tagged(sentence)) == expected
 
 
+@pytest.mark.slow
 def test_sentences_are_in_one_split_each_and_have_a_tag():
     parts = python_tags.PythonTags(data_dir="unused")._examples()
     texts = {split: {" ".join(one["tokens"]) for one in found} for split, found in parts.items()}

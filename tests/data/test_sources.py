@@ -141,7 +141,7 @@ class TestBadInput:
             "'nestd'",
             data_dir,
             "prepared there: nested, tiny_shakespeare",
-            "made here: comve, ko_en, multi30k, number_words, python_docs",
+            "made here: comve, ko_en, multi30k, nsmc, number_words, python_docs",
             "near: nested",
         ):
             assert part in str(error.value)

@@ -348,7 +348,7 @@ SMALL = transformer.Config(vocab_size=300, n_encoder_layers=1, n_decoder_layers=
         (dataclasses.replace(SMALL, d_head=4), "model.d_head=4; Marian allows: None"),
         (dataclasses.replace(SMALL, n_decoder_layers=0), "a half of a Transformer; Marian has both"),
         (
-            rnn.Config(vocab_size=300),
+            rnn.Config(vocab_size=300, d_embed=8, d_model=8),
             "the model jaxnlp.models.rnn; allowed with format='huggingface': bert, roberta, distilbert, gpt2, marian",
         ),
     ],

@@ -150,7 +150,7 @@ def test_beams_of_a_source_share_its_memory(name, params):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_branches_of_a_text_share_a_cache(scan, name, params):
     """Two branches of each source, which both go on from the second at last: what whole texts give."""
     config = dataclasses.replace(CONFIGS[name], scan=scan)

@@ -32,6 +32,7 @@ MESHES = (
     "data=2,fsdp=2,tensor=2",
     "fsdp=2,sequence=2,tensor=2",
 )
+FORMS = ("pmap", *MESHES)
 ROWS, LENGTH, STEPS = 16, 16, 20
 
 
@@ -93,7 +94,13 @@ def expected(batches):
 
 @pytest.mark.parametrize(
     ("form", "fields"),
-    [*((form, {}) for form in ("pmap", *MESHES)), *((form, {"accumulate": 2}) for form in ("pmap", MESHES[-1]))],
+    [
+        *(
+            pytest.param(form, {}, marks=[pytest.mark.slow] * (form in (MESHES[0], MESHES[3])), id=form)
+            for form in FORMS
+        ),
+        *((form, {"accumulate": 2}) for form in ("pmap", MESHES[-1])),
+    ],
 )
 def test_agrees_with_plain_jit(form, fields, batches, expected):
     state, losses, gradient, measured = run(form, batches, **fields)
@@ -121,7 +128,10 @@ OTHERS = {
 
 @pytest.mark.parametrize(
     ("form", "fields"),
-    [("pmap", {}), pytest.param(MESHES[-1], {}, marks=pytest.mark.slow), (MESHES[-2], {"accumulate": 2})],
+    [
+        *(pytest.param(form, {}, marks=pytest.mark.slow) for form in ("pmap", MESHES[-1])),
+        (MESHES[-2], {"accumulate": 2}),
+    ],
 )
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models_agree_with_plain_jit(name, form, fields, batches):
@@ -139,7 +149,10 @@ def test_other_models_agree_with_plain_jit(name, form, fields, batches):
     np.testing.assert_allclose(found[3]["loss"], expected[3]["loss"], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("form", "fields"), [("pmap", {"accumulate": 2}), (MESHES[-1], {}), (MESHES[1], {})])
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [("pmap", {"accumulate": 2}), (MESHES[-1], {}), pytest.param(MESHES[1], {}, marks=pytest.mark.slow)],
+)
 def test_two_losses_agree_with_plain_jit(form, fields):
     """Masked words and the next sentence, each a mean over the whole batch; three places a row, which nothing cuts."""
     task, rng = MaskedLM(length=LENGTH), np.random.default_rng(0)
