@@ -38,7 +38,7 @@ def serve(tmp_path):
         server.shutdown()
 
 
-def texts(builder, monkeypatch):
+def served_texts(builder, monkeypatch):
     """A few lines for each file, whose hashes take the place of the true ones'."""
     texts = {file: "".join(f"{file} {i} é\n" for i in range(3)).encode() for file in builder.SHA256}
     monkeypatch.setattr(builder, "SHA256", {file: hashlib.sha256(t).hexdigest() for file, t in texts.items()})
@@ -48,7 +48,7 @@ def texts(builder, monkeypatch):
 def test_multi30k(tmp_path, serve, monkeypatch):
     folder, url = serve
     monkeypatch.setattr(multi30k, "URL", url)
-    for file, text in self.texts(multi30k.Multi30k, monkeypatch).items():
+    for file, text in served_texts(multi30k.Multi30k, monkeypatch).items():
         (folder / f"{file}.gz").write_bytes(gzip.compress(text))
     for split, file in (("train", "train"), ("validation", "val"), ("test_2016", "test_2016_flickr")):
         found = list(open_source(TFDS("multi30k", split), str(tmp_path)))
@@ -61,7 +61,7 @@ def test_ko_en(tmp_path, serve, monkeypatch):
     monkeypatch.setattr(ko_en, "URL", url)
     (folder / "korean-english-jhe").mkdir()
     (folder / "korean-english-news-v1").mkdir()
-    texts = self.texts(ko_en.KoEn, monkeypatch)
+    texts = served_texts(ko_en.KoEn, monkeypatch)
     for file, text in texts.items():
         (folder / "korean-english-jhe" / file).write_bytes(text)
     for part in ("korean-english-park.dev", "korean-english-park.test"):
