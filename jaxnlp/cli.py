@@ -203,6 +203,7 @@ def export(
     run: Folder,
     directory: Positional[str],
     *,
+    merge: bool = False,
     step: Step = "latest",
     ema: Average = False,
     average: Mean = 1,
@@ -211,10 +212,12 @@ def export(
 
     Args:
         directory: a new folder
+        merge: write a run's folder instead, which is whole where this one adapts another's parameters
     """
     import jaxnlp
 
-    jaxnlp.export(jaxnlp.load(run, step=step, ema=ema, average=average), directory)
+    loaded = jaxnlp.load(run, step=step, ema=ema, average=average)
+    jaxnlp.export(loaded, directory, format="run" if merge else "huggingface")
     print(f"written: {directory}")
 
 

@@ -22,8 +22,8 @@ from jaxnlp.files import explained
 from jaxnlp.interop import huggingface
 from jaxnlp.tasks import generation, words
 from jaxnlp.tasks.task import Points, sown
-from jaxnlp.training import loop
-from jaxnlp.training.checkpoint import load_average, load_params
+from jaxnlp.training import loop, pretrained
+from jaxnlp.training.checkpoint import load_average
 from jaxnlp.training.experiment import Data, Experiment
 from jaxnlp.training.folder import open_run
 from jaxnlp.training.serialize import External
@@ -144,26 +144,34 @@ def load(
         config = dataclasses.replace(experiment.model, **cast)
         options = {"ema": ema, "sharding": sharding, "dtype": dtype}
         if average == 1:
-            params, step = load_params(folder.checkpoints, step, **options)
-        elif step == "latest":
+            params, step = pretrained.of_run(folder, step, **options)
+        elif step == "latest" and experiment.lora is None:
             params, step = load_average(folder.checkpoints, average, **options)
         else:
-            raise ValueError(f"average={average} with step={step!r}; allowed with: latest")
+            adapts = "" if experiment.lora is None else " and LoRA"
+            raise ValueError(f"average={average} with step={step!r}{adapts}; allowed with: latest, no LoRA")
         heads = () if isinstance(experiment.task, External) else experiment.task.heads
         tokenizer = Tokenizer.load(folder.tokenizer)
         return Run(config.build(heads), params, tokenizer, experiment.task, experiment, step)
 
 
 def export(run: Run, path: str | os.PathLike, *, format: str = "huggingface") -> None:
-    """Writes a new directory that transformers' from_pretrained reads as the same model.
+    """Writes a new directory that transformers' from_pretrained reads as the same model; or, with format="run", a run.
+
+    Such a run is whole: it names no base, nor where it came from.
 
     Raises:
-        ValueError: another format, or a model that transformers has not.
+        ValueError: another format, a model that transformers has not, or no run to be written as one.
         FileExistsError: there is something in the folder.
     """
-    if format != "huggingface":
-        raise ValueError(f"format={format!r}; allowed: huggingface")
-    huggingface.write(path, run.config, run.params, run.tokenizer, run.task)
+    if format == "huggingface":
+        huggingface.write(path, run.config, run.params, run.tokenizer, run.task)
+    elif format == "run" and run.experiment is not None:
+        experiment = dataclasses.replace(run.experiment, init=None, lora=None)
+        pretrained.write(path, experiment, run.tokenizer, run.params, run.step)
+    else:
+        allowed = "huggingface" if run.experiment is None else "huggingface, run"
+        raise ValueError(f"format={format!r}; allowed: {allowed}")
 
 
 def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str | None = None) -> Run:

@@ -14,6 +14,7 @@ import re
 from typing import Any, Literal
 
 from jaxnlp.training.checkpoint import LOWER_IS_BETTER
+from jaxnlp.training.lora import LoRA
 from jaxnlp.training.optim import Optim
 from jaxnlp.training.parallel import parse
 from jaxnlp.training.serialize import decode, encode
@@ -44,6 +45,10 @@ class Pretrained:
     grow: str | None = None  # tables with more rows now: the checkpoint's first, the new ones keep the initial value
     ema: bool = False  # the moving average instead of the parameters
 
+    def anew(self, path: str) -> bool:
+        """Whether a parameter is not, or not all, the checkpoint's."""
+        return any(pattern is not None and re.fullmatch(pattern, path) for pattern in (self.fresh, self.grow))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -58,6 +63,7 @@ class Experiment:
     batch_size: int  # rows of one step, over all devices and microbatches; of a translation, of the longest bucket
     seed: int = 0  # of parameters, data and dropout
     init: Pretrained | None = None  # another run to start from
+    lora: LoRA | None = None  # train thin matrices beside those of `init`, and what is fresh or grows there
     ema: float | None = None  # decay of a moving average of the parameters, kept beside them; lower at first
     accumulate: int = 1  # microbatches that a step is made of, one after the other
     parallel: str = "auto"  # jit, pmap, sizes of a mesh such as fsdp=4,tensor=2, or auto: see training/parallel.py
@@ -85,6 +91,9 @@ class Experiment:
             raise ValueError(
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; allowed: {allowed}"
             )
+        if self.lora is not None and (self.init is None or self.optim.freeze is not None):
+            found = f"init={self.init}, optim.freeze={self.optim.freeze!r}"
+            raise ValueError(f"lora with {found}; allowed: an init to adapt, and no freeze, as the base stays as it is")
         parse(self.parallel)
         if self.monitor not in LOWER_IS_BETTER:
             raise ValueError(f"monitor={self.monitor!r}; allowed: {', '.join(LOWER_IS_BETTER)}")

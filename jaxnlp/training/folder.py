@@ -3,6 +3,7 @@
     experiment.json    what was asked for                       written once
     tokenizer.json     the tokenizer as it was trained          written once
     data.json          by split, a hash of the examples         written once
+    base.json          of a run with LoRA: what it adapts       written once
     checkpoints/       see checkpoint.py
     metrics.jsonl      one JSON object a line: step, split, metrics, timing
     events.*           TensorBoard
@@ -57,6 +58,10 @@ class Folder:
         return self.path / "data.json"
 
     @property
+    def base(self) -> epath.Path:
+        return self.path / "base.json"
+
+    @property
     def checkpoints(self) -> epath.Path:
         return self.path / "checkpoints"
 
@@ -92,6 +97,18 @@ class Folder:
             raise ValueError(
                 f"{', '.join(changed)}: the examples are not those with which the run in {self.path} began; allowed:"
                 " the same ones, or another folder"
+            )
+
+    def write_base(self, known: Mapping[str, str] | None) -> None:
+        if known is not None:
+            write_atomically(self.base, json.dumps(known, indent=2) + "\n")
+
+    def check_base(self, known: Mapping[str, str] | None) -> None:
+        """FolderError if the parameters that `known` tells of are not those that were adapted here."""
+        began = json.loads(self.base.read_text()) if self.base.exists() else None
+        if began != known:
+            raise FolderError(
+                f"{self.path} adapts {began}, and there is {known} now; allowed: the parameters that it began with"
             )
 
     def append_metrics(self, *records: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from jaxnlp.data.sources import fingerprint, open_source
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained, make_folder, write_atomically
 from jaxnlp.tasks.task import Table, asked
-from jaxnlp.training import parallel, pretrained, processes
+from jaxnlp.training import lora, parallel, pretrained, processes
 from jaxnlp.training.checkpoint import Checkpoints
 from jaxnlp.training.chips import chip_of
 from jaxnlp.training.experiment import Experiment, check_same_run, every, to_json
@@ -88,28 +88,37 @@ def train(
         trainer = trainer_for(experiment, layout.axis)
         train_batches, validation = batches_for(experiment, tokenizer, data_dir)
         example = jax.tree.map(lambda x: x[0], next(iter(_calls(train_batches, 0, 1, 1, slice(1)))))
-        init = functools.partial(_init, trainer, example)
+        init = functools.partial(trainer.begin, batch=example)
         key = jax.random.key(experiment.seed)
         abstract = layout.abstract(jax.eval_shape(init, key))
         lengths = [shape[1] for batches in (train_batches, validation) if batches for shape in batches.shapes]
         accumulate, rows = experiment.accumulate, experiment.batch_size
-        parallel.check(layout.sizes, abstract.params, batch_size=rows, accumulate=accumulate, lengths=lengths)
+        parallel.check(
+            layout.sizes, (abstract.params, abstract.base), batch_size=rows, accumulate=accumulate, lengths=lengths
+        )
         start, data = 0, {"train": experiment.data.train, "validation": experiment.data.validation}
         fingerprints = {split: fingerprint(data[split], data_dir) for split in data if data[split] is not None}
         processes.check_same("set of examples", json.dumps(fingerprints, indent=1))
-        if checkpoints.begun:
+        begun, base, known = checkpoints.begun, None, None
+        if begun:
             folder.check_data(fingerprints)
-            state, start = checkpoints.restore(abstract)
-        else:
+        if not begun or experiment.lora is not None:  # whose base is in no checkpoint
             state = layout.make(init, key)
             if experiment.init is not None:
-                params = pretrained.load(experiment.init, state.params)
-                state = state.replace(params=params, ema=state.ema and jax.tree.map(jnp.copy, params))
+                loaded = pretrained.read(experiment.init)
+                state = pretrained.given(experiment.init, state, loaded)
+            if experiment.lora is not None:
+                base, known = state.base, {"run": experiment.init.run, "sha256": lora.fingerprint(loaded)}
+        if begun:
+            folder.check_base(known)
+            state, start = checkpoints.restore(abstract.replace(base=None))
+            state = state.replace(base=base)
 
         def write():
             folder.cut_metrics(start)
             tokenizer.save(folder.tokenizer)
             folder.write_data(fingerprints)
+            folder.write_base(known)
             folder.write_experiment(experiment)
 
         processes.on_first(write)
@@ -125,7 +134,7 @@ def train(
                 experiment, trainer, layout, checkpoints, writer, progress, terminated, validation, folder, trace
             )
             state = run.go(state, start, train_batches, profile or (0, 0))
-        params = state.params if state.ema is None else state.ema
+        params = run.whole(state)
         shown = () if data["validation"] is None else open_source(data["validation"], data_dir)
         processes.on_first(lambda: write_report(folder, _exhibits(trainer, params, tokenizer, shown)))
         return folder
@@ -172,13 +181,14 @@ def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tupl
 
 def describe(layout: parallel.Jit, state: TrainState) -> str:
     """ "8 TPU v5p, mesh fsdp=8; 124 million parameters; 0.23 GiB a device with optimizer"."""
-    n = sum(x.size for x in jax.tree.leaves(state.params))
+    n, trained = (sum(x.size for x in jax.tree.leaves(tree)) for tree in ((state.params, state.base), state.params))
+    beside = "" if state.base is None else f", {trained / 1e6:,.4g} of them trained"
     size = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
     device, idle = layout.devices[0], jax.device_count() - len(layout.devices)
     others = f"; {idle} more devices idle (parallel={{pmap, data={jax.device_count()}, …}})" if idle else ""
     within = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     return (
-        f"{layout}{within} ({device.device_kind}); {n / 1e6:,.4g} million parameters, "
+        f"{layout}{within} ({device.device_kind}); {n / 1e6:,.4g} million parameters{beside}, "
         f"{size / 2**30:.3g} GiB a device with the optimizer's arrays{others}"
     )
 
@@ -201,8 +211,14 @@ def trainer_for(experiment: Experiment, axis: str | None = None) -> Trainer:
         seed=experiment.seed,
         accumulate=experiment.accumulate,
         ema=experiment.ema,
+        lora=experiment.lora,
+        anew=None if experiment.init is None else experiment.init.anew,
         axis=axis,
     )
+
+
+def trained_whole(experiment: Experiment) -> bool:
+    return experiment.optim.freeze is None and experiment.lora is None
 
 
 def batches_for(experiment: Experiment, tokenizer: Tokenizer, data_dir: str | None) -> tuple[Batches, Batches | None]:
@@ -277,8 +293,7 @@ class _Loop:
             if self.validation is not None and due(evaluate_every):
                 jax.block_until_ready(sums)  # what trained until here is not the evaluation's time
                 began = time.perf_counter()
-                params = state.params if state.ema is None else state.ema
-                validated = _evaluate(self.trainer.task, measure, self.layout, params, self.validation)
+                validated = _evaluate(self.trainer.task, measure, self.layout, self.whole(state), self.validation)
                 if e.monitor not in validated:
                     raise ValueError(f"monitor={e.monitor!r} is not measured; allowed: {', '.join(validated)}")
                 self._write(step, "validation", {**validated, "seconds": time.perf_counter() - began})
@@ -292,12 +307,17 @@ class _Loop:
                 self._check_finite(state)
                 if self.writer is not None:
                     self.writer.flush()  # a step's lines come before its checkpoint
-                self.checkpoints.save(step, state, validated)
+                self.checkpoints.save(step, state.replace(base=None), validated)
             if stop and step < e.steps:
                 self.checkpoints.wait()
                 raise Preempted(f"terminated at step {step}: saved in {self.folder.path}; the same command goes on")
         self.checkpoints.wait()
         return state
+
+    def whole(self, state: TrainState) -> Any:
+        """The model's parameters, averaged where there is an average."""
+        params = state.params if state.ema is None else state.ema
+        return params if state.base is None else self.layout.make(self.trainer.whole, params, state.base)
 
     def _log(self, state: TrainState, step: int, tokens: int, seconds: float) -> dict[str, float]:
         metrics = self.trainer.task.metrics(_means(state.sums))
@@ -305,7 +325,7 @@ class _Loop:
         metrics |= {"tokens_per_second": tokens / seconds, "seconds": seconds}
         chip, model, task = chip_of(self.layout.devices[0]), self.trainer.model.config, self.trainer.task
         # The formula is of a model that is trained whole: frozen parameters have no gradient.
-        if chip is not None and hasattr(model, "flops") and self.experiment.optim.freeze is None:
+        if chip is not None and hasattr(model, "flops") and trained_whole(self.experiment):
             flops = model.flops(task.length, vocabulary=asked(task)) * tokens / seconds
             metrics["mfu"] = flops / (chip.peak * len(self.layout.devices))
         self._write(step, "train", metrics)
@@ -351,11 +371,6 @@ def _exhibits(trainer: Trainer, params: Any, tokenizer: Tokenizer, examples: Any
 
 def _means(sums: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in jax.device_get(sums).items()}
-
-
-def _init(trainer: Trainer, example: Any, key: jax.Array) -> TrainState:
-    params = trainer.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-    return trainer.init(params, example)
 
 
 def _batches(

@@ -122,7 +122,7 @@ def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
             weight_decay=optim.weight_decay,
             mu_dtype=optim.mu_dtype,
             consistent_rms=0.2,
-            muon_weight_dimension_numbers=functools.partial(by_path, _matrix),
+            muon_weight_dimension_numbers=functools.partial(by_path, matrix_axes),
         )
         rule = optax.multi_transform({"matrices": muon, "others": adamw}, functools.partial(by_path, _kind))
     if optim.clip is not None:
@@ -143,11 +143,12 @@ def _kind(path: str, _: Any) -> str:
     return "matrices" if of_block and path.endswith("/kernel") else "others"
 
 
-def _matrix(path: str, _: Any) -> optax.contrib.MuonDimensionNumbers:
+def matrix_axes(path: str, _: Any = None) -> optax.contrib.MuonDimensionNumbers:
+    """The axes of a block's array that are a matrix's; ValueError for a path that is none of MATRICES."""
     for pattern, axes in MATRICES.items():
         if re.fullmatch(pattern, path):
             return axes
-    raise ValueError(f"optim.name='muon' does not know the matrices of {path}; allowed: {', '.join(MATRICES)}")
+    raise ValueError(f"{path} is no array of a block's matrices; allowed: {', '.join(MATRICES)}")
 
 
 def decayed(params: Params) -> Params:

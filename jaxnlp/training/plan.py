@@ -17,6 +17,7 @@ the shapes tell is given: parameters, optimizer, FLOPs at the peak rate. What do
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import operator
@@ -27,14 +28,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from jaxnlp.tasks.task import asked
 from jaxnlp.training import hlo, parallel
 from jaxnlp.training.chips import CHIPS, Chip, GiB
 from jaxnlp.training.experiment import Experiment
-from jaxnlp.training.loop import trainer_for
+from jaxnlp.training.loop import trained_whole, trainer_for
 
 # Products of queries and keys' size in each of JAX's attention kernels for TPUs: the model's formula has 6 of them, but
 # either kernel of the backward pass makes the weights and their gradient anew, and remat runs the first one again.
@@ -116,21 +116,19 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
     rows, length = experiment.batch_size, experiment.task.length
     batch = experiment.task.shapes(rows)
 
-    def init(key: jax.Array) -> Any:
-        return trainer.init(trainer.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"], batch)
-
-    state = jax.eval_shape(init, jax.random.key(0))
+    state = jax.eval_shape(functools.partial(trainer.begin, batch=batch), jax.random.key(0))
     full = {axis: sizes.get(axis, 1) for axis in parallel.AXES}
-    parallel.check(full, state.params, batch_size=rows, accumulate=experiment.accumulate, lengths=[length])
+    model = state.params, state.base
+    parallel.check(full, model, batch_size=rows, accumulate=experiment.accumulate, lengths=[length])
     notes += _uncut(state, full)
     cut = parallel.OverMesh(AbstractMesh(tuple(full.values()), parallel.AXES)).abstract(state)
     own = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
-    memory = {"parameters": own(cut.params), "optimizer": own(cut.opt_state), "average": own(cut.ema)}
+    memory = {"parameters": own((cut.params, cut.base)), "optimizer": own(cut.opt_state), "average": own(cut.ema)}
     held, chip = sum(memory.values()), where.chip.memory
     flops = experiment.model.flops(length, vocabulary=asked(experiment.task)) * rows * length / where.size
-    if experiment.optim.freeze is not None:
+    if not trained_whole(experiment):
         notes.append(
-            "FLOPs and MFU are of a model that is trained whole: what optim.freeze saves is not in the formula"
+            "FLOPs and MFU are of a model that is trained whole: what is saved by freezing is not in the formula"
         )
     program, peak, usable, seconds = None, None, None, None
     if not where.tpu:
@@ -164,7 +162,7 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
         topology=topology_name,
         mesh=",".join(f"{axis}={n}" for axis, n in sizes.items()),
         remat=getattr(experiment.model, "remat", "none"),
-        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+        parameters=sum(x.size for x in jax.tree.leaves((state.params, state.base))),
         memory_bytes=memory,
         fits=fits,
         flops=flops * where.size,

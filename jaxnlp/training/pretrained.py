@@ -7,34 +7,79 @@
 Paths look like "blocks/0/attention/qkv/kernel"; patterns are regexes that match a whole path.
 """
 
+import contextlib
 import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.files import entries, make_folder
 from jaxnlp.interop import huggingface
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
-from jaxnlp.training.checkpoint import load_params
-from jaxnlp.training.experiment import Pretrained
-from jaxnlp.training.folder import open_run
+from jaxnlp.training import lora
+from jaxnlp.training.checkpoint import Checkpoints, Step, load_params
+from jaxnlp.training.experiment import Experiment, Pretrained
+from jaxnlp.training.folder import Folder, open_run
+from jaxnlp.training.step import TrainState
 
 Params = Mapping[str, Any]  # a nested dict of arrays
+NOTHING = r"(?!)"  # what a pattern that is None matches
 
 
-def load(spec: Pretrained, initial: Params) -> dict[str, Any]:
-    """The initial parameters with those of the run or the Hugging Face directory that `spec` names."""
+def read(spec: Pretrained) -> dict[str, Any]:
+    """The parameters of the run or the Hugging Face directory that `spec` names."""
     if (directory := huggingface.find(spec.run)) is not None:
-        return merge(
-            initial, directory.params(np.asarray), spec
-        )  # in the host's memory: a device may hold a part alone
-    loaded, _ = load_params(open_run(spec.run).checkpoints, spec.step, ema=spec.ema)
-    return merge(initial, loaded, spec)
+        return directory.params(np.asarray)  # in the host's memory: a device may hold a part alone
+    return of_run(open_run(spec.run), spec.step, ema=spec.ema)[0]
+
+
+def of_run(folder: Folder, step: Step, *, ema: bool, **options: Any) -> tuple[dict[str, Any], int]:
+    """The parameters of the whole model, A and B of a run with LoRA added to its base; and the step.
+
+    FolderError if the base is not what it was. `options` are `load_params`' `sharding` and `dtype`.
+    """
+    experiment = folder.read_experiment()
+    if experiment.lora is None:
+        return load_params(folder.checkpoints, step, ema=ema, **options)
+    trained, step = load_params(folder.checkpoints, step, ema=ema)
+    spec, loaded = experiment.init, read(experiment.init)
+    folder.check_base({"run": spec.run, "sha256": lora.fingerprint(loaded)})
+    found = flatten_dict(_as_in(trained, loaded), sep="/")
+    base = {path: x for path, x in found.items() if not (spec.anew(path) or re.fullmatch(spec.drop or NOTHING, path))}
+    whole = lora.merged(experiment.lora, trained, unflatten_dict(base, sep="/"))
+    dtype, sharding = (options.get(name) for name in ("dtype", "sharding"))
+    return jax.tree.map(lambda x: jax.device_put(jnp.asarray(x, dtype or jnp.float32), sharding), whole), step
+
+
+def write(path: epath.PathLike, experiment: Experiment, tokenizer: Tokenizer, params: Params, step: int) -> None:
+    """A run's folder with parameters alone, from which others can start; FileExistsError where there is something."""
+    folder = Folder(path)
+    make_folder(folder.path)
+    if entries(folder.path):
+        raise FileExistsError(f"{folder.path} is there already; allowed: a new folder, or an empty one")
+    nothing = jnp.full((), -1, jnp.int32)
+    with contextlib.closing(Checkpoints(folder.checkpoints)) as checkpoints:
+        checkpoints.save(step, TrainState(jnp.int32(step), params, (), None, {}, nothing))
+    tokenizer.save(folder.tokenizer)
+    folder.write_experiment(experiment)  # last: without it the folder is no run
+
+
+def given(spec: Pretrained, state: TrainState, loaded: Params) -> TrainState:
+    """The state at the start, with what was read in place of the initial values."""
+    params, base = flatten_dict(state.params, sep="/"), flatten_dict(state.base or {}, sep="/")
+    initial = base | {path: value for path, value in params.items() if not path.startswith("lora/")}
+    merged = flatten_dict(merge(unflatten_dict(initial, sep="/"), loaded, spec), sep="/")
+    params = unflatten_dict({path: merged.get(path, value) for path, value in params.items()}, sep="/")
+    base = unflatten_dict({path: merged[path] for path in base}, sep="/") or None
+    return state.replace(params=params, base=base, ema=state.ema and jax.tree.map(jnp.copy, params))
 
 
 def base(spec: Pretrained) -> tuple[Any, Tokenizer]:
@@ -84,7 +129,7 @@ def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
             merged[path] = value.at[: len(found)].set(np.asarray(found.astype(value.dtype)))
         else:
             problems.append(_explain(path, found, value))
-    anew = re.compile(spec.fresh or r"(?!)")  # nothing
+    anew = re.compile(spec.fresh or NOTHING)
     left_over = [p for p in checkpoint if p not in model and p not in drop and not anew.fullmatch(p)]
     problems += [_explain(path, checkpoint[path], None) for path in left_over]
     if problems:

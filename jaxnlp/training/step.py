@@ -19,20 +19,23 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jaxnlp.tasks.task import Batch, Sums, Task
+from jaxnlp.training import lora
+from jaxnlp.training.lora import LoRA
 from jaxnlp.training.optim import Optim, Params, stop_frozen
 from jaxnlp.training.parallel import constrain
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run carries from step to step, and all that a checkpoint holds."""
+    """All that a run carries from step to step, and all that a checkpoint holds, but for the base."""
 
     step: Int[Array, ""]  # steps done
-    params: Params
+    params: Params  # what is trained
     opt_state: optax.OptState
     ema: Params | None  # moving average of the parameters, where one is asked for
     sums: Sums  # measured since the last line of metrics.jsonl, so that a resumed run writes the same lines
     bad_step: Int[Array, ""]  # the first step whose loss or gradient was not finite, or -1
+    base: Params | None = None  # with LoRA, what the trained ones adapt; it never changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +50,21 @@ class Trainer:
     accumulate: int = 1  # microbatches to a step
     axis: str | None = None  # of devices that have a part of the batch each, under pmap
     ema: float | None = None  # decay of the moving average: min(ema, (1 + t) / (10 + t)) at step t, as TensorFlow's
+    lora: LoRA | None = None
+    anew: Callable[[str], bool] | None = None  # with it: whether a path is trained whole, as no checkpoint gives it
 
-    def init(self, params: Params, batch: Mapping[str, Any]) -> TrainState:
+    def begin(self, key: Array, batch: Mapping[str, Any]) -> TrainState:
+        """The state before the first step of a model with initial values; `batch` as in `init`."""
+        params = self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        if self.lora is None:
+            return self.init(params, batch)
+        params, base = lora.apart(self.lora, params, self.anew, jax.random.fold_in(key, 1))
+        return self.init(params, batch, base)
+
+    def init(self, params: Params, batch: Mapping[str, Any], base: Params | None = None) -> TrainState:
         """The state before the first step; `batch` may be abstract and gives the names that the task measures."""
-        measured = jax.eval_shape(lambda p, b: measure(self.model, self.task, p, b, jax.random.key(0)), params, batch)
+        whole = self.whole(params, base)
+        measured = jax.eval_shape(lambda p, b: measure(self.model, self.task, p, b, jax.random.key(0)), whole, batch)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -58,14 +72,19 @@ class Trainer:
             ema=None if self.ema is None else jax.tree.map(jnp.copy, params),
             sums=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), measured),
             bad_step=jnp.full((), -1, jnp.int32),
+            base=base,
         )
+
+    def whole(self, params: Params, base: Params | None) -> Params:
+        """What the model takes."""
+        return params if self.lora is None else lora.merged(self.lora, params, base)
 
     def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         """One update, and what was measured on the batch before it."""
         rng = jax.random.fold_in(jax.random.key(self.seed), state.step)
         if self.axis is not None:  # each part draws masks of its own
             rng = jax.random.fold_in(rng, jax.lax.axis_index(self.axis))
-        gradient, sums = over(self.axis, self._gradient(state.params, batch, rng))
+        gradient, sums = over(self.axis, self._gradient(state.params, state.base, batch, rng))
         losses = [sums[name] for name in losses_of(self.task)]
         gradient = jax.tree.map(lambda g: g / jnp.maximum(losses[0][1], 1e-9), gradient)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
@@ -79,6 +98,7 @@ class Trainer:
             ema=state.ema and optax.incremental_update(params, state.ema, self._weight(state.step)),
             sums=jax.tree.map(jnp.add, state.sums, sums),
             bad_step=jnp.where(bad, state.step + 1, state.bad_step),
+            base=state.base,
         )
         return state, sums
 
@@ -99,11 +119,12 @@ class Trainer:
         first, *others = over(self.axis, [batch[key].sum() for key in (first, *others)])
         return [first / jnp.maximum(other, 1e-9) for other in others]
 
-    def _gradient(self, params: Params, batch: Batch, rng: Array) -> tuple[Params, Sums]:
+    def _gradient(self, params: Params, base: Params | None, batch: Batch, rng: Array) -> tuple[Params, Sums]:
         shares = self._shares(batch)
 
         def loss(params: Params, batch: Batch, rng: Array) -> tuple[Array, Sums]:
-            sums = measure(self.model, self.task, stop_frozen(self.optim, params), batch, rng)
+            whole = self.whole(stop_frozen(self.optim, params), base)
+            sums = measure(self.model, self.task, whole, batch, rng)
             first, *others = (sums[name][0] for name in losses_of(self.task))
             return sum((share * other for share, other in zip(shares, others, strict=True)), first), sums
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.training.checkpoint import Checkpoints
-from jaxnlp.training.experiment import Pretrained
+from jaxnlp.training.experiment import Data, Experiment, Pretrained, to_json
 from jaxnlp.training.folder import FolderError
-from jaxnlp.training.pretrained import load, merge
+from jaxnlp.training.pretrained import merge, read
 
 
 @flax.struct.dataclass
@@ -113,18 +114,19 @@ def test_scanned_and_unrolled_checkpoints_load_into_each_other():
 
 def test_load_takes_the_moving_average_and_the_step_that_are_asked_for(tmp_path):
     save_run(tmp_path, body(1.0), body(2.0), ema=True)
-    assert load(Pretrained(str(tmp_path)), body(0.0))["embed"]["tokens"][0, 0] == 2.0
-    assert load(Pretrained(str(tmp_path), step=0), body(0.0))["embed"]["tokens"][0, 0] == 1.0
-    assert load(Pretrained(str(tmp_path), ema=True), body(0.0))["embed"]["tokens"][0, 0] == -2.0
+    assert read(Pretrained(str(tmp_path)))["embed"]["tokens"][0, 0] == 2.0
+    assert read(Pretrained(str(tmp_path), step=0))["embed"]["tokens"][0, 0] == 1.0
+    assert read(Pretrained(str(tmp_path), ema=True))["embed"]["tokens"][0, 0] == -2.0
 
 
 def test_load_from_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(FolderError, match=r"is no run: it lacks experiment.json, tokenizer.json, checkpoints"):
-        load(Pretrained(str(tmp_path)), body(0.0))
+        read(Pretrained(str(tmp_path)))
 
 
 def save_run(path, *params: dict, ema: bool = False) -> None:
-    (path / "experiment.json").touch()
+    experiment = Experiment(task=LanguageModeling(length=4), data=Data(train=[]), steps=1, batch_size=1)
+    (path / "experiment.json").write_text(to_json(experiment))
     (path / "tokenizer.json").touch()
     checkpoints = Checkpoints(path / "checkpoints")
     for step, value in enumerate(params):
