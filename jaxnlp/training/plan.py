@@ -128,7 +128,7 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
     flops = experiment.model.flops(length, vocabulary=asked(experiment.task)) * rows * length / where.size
     if not trained_whole(experiment):
         notes.append(
-            "FLOPs and MFU are of a model that is trained whole: what is saved by freezing is not in the formula"
+            "FLOPs and MFU are of a model that is trained whole: what optim.freeze or lora saves is not in the formula"
         )
     program, peak, usable, seconds = None, None, None, None
     if not where.tpu:
