@@ -4,8 +4,9 @@
     -QuestionAnswering, -MultipleChoice; and those of them that the other two have
 
 What stands between body and classifier, `classifier.dense` of RoBERTa and `pre_classifier` of DistilBERT, is the pooler
-here. RoBERTa counts positions from 2: the first two rows of its table, which no text reaches, come back as zeros. The
-published files may hold more than their class asks for (a pooler, the next sentence), or norms as gamma and beta.
+here. RoBERTa counts positions from 2: the first two rows of its table, which no text reaches, come back as zeros; where
+padding stands on the left, transformers leaves it out of that count: here `position_ids` says so. The published files
+may hold more than their class asks for (a pooler, the next sentence), or norms as gamma and beta.
 """
 
 import dataclasses
