@@ -61,8 +61,17 @@ def outputs(name, golden):
     return {key.rpartition("/")[2]: x for key, x in golden.items() if key.startswith(f"{name}/outputs/")}
 
 
+def spans_joined(name, outputs):
+    """The scores of starts and ends are two columns of one product, and only together have its size and its rounding."""
+    if not name.endswith("QuestionAnswering"):
+        return outputs
+    both = np.stack([outputs["start_logits"], outputs["end_logits"]], axis=-1)
+    return {"span_logits": both} | {key: x for key, x in outputs.items() if key not in ("start_logits", "end_logits")}
+
+
 def assert_equal_outputs(name, found, expected):
     given = ORACLE["inputs"](name)
+    found, expected = (spans_joined(name, outputs) for outputs in (found, expected))
     for key, x in expected.items():
         of_tokens = x.shape[: given["input_ids"].ndim] == given["input_ids"].shape
         real = given["attention_mask"] == 1 if of_tokens else ...
