@@ -28,7 +28,12 @@ from jaxnlp.training.experiment import Data, Experiment
 from jaxnlp.training.folder import open_run
 from jaxnlp.training.serialize import External
 
-IDS = {"input_ids": "vocab_size", "decoder_input_ids": "output_vocab_size", "position_ids": "n_positions"}
+IDS = {  # and the fields of the model that say how many there are
+    "input_ids": "vocab_size",
+    "decoder_input_ids": "output_vocab_size",
+    "position_ids": "n_positions",
+    "token_type_ids": "n_segments",
+}
 OUTPUTS = ("attentions", "cross_attentions", "gates", "hidden_states")  # on request
 
 
@@ -63,6 +68,8 @@ class Run:
             if name not in inputs:
                 continue
             ids, rows = np.asarray(inputs[name]), getattr(self.config, size)
+            if size == "n_segments" and rows < 2:  # the model does not read them
+                continue
             if ids.size and not 0 <= ids.min() <= ids.max() < rows:
                 bad = ids.min() if ids.min() < 0 else ids.max()
                 raise ValueError(f"{name} holds {bad}; allowed: 0 … {rows - 1} (model.{size}={rows})")

@@ -1,4 +1,4 @@
-"""Answers to questions are scored as SQuAD's scripts score them.
+"""Answers to questions are scored as SQuAD's scripts score them, and classes by the formulas.
 
 The figures are those of transformers 4.57's squad_metrics (version 2.0) and of the script of version 1.1.
 """
@@ -6,9 +6,10 @@ The figures are those of transformers 4.57's squad_metrics (version 2.0) and of 
 import functools
 import math
 
+import numpy as np
 import pytest
 
-from jaxnlp.metrics import squad, squad_thresholds
+from jaxnlp.metrics import classification, confusion, squad, squad_thresholds
 
 CASES = [  # answer, references, how sure it is that there is none; exact match and F1 of version 2.0
     ("The Eiffel Tower.", ["Eiffel Tower", "the tower"], -3.5, 1, 1.0),
@@ -59,3 +60,19 @@ def test_what_cannot_be_scored():
         squad(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="question 1 has no reference; allowed: one and more, or none with no_answer"):
         squad(["a", "b"], [["a"], []])
+
+
+@pytest.mark.parametrize(
+    ("true", "found"),
+    [([0, 0, 1, 1, 1, 0], [0, 0, 1, 1, 0, 1]), ([0, 0, 1, 1, 1, 2, 2, 2], [0, 1, 1, 1, 0, 2, 0, 1])],
+)
+def test_classes(true, found):
+    """From the confusion matrix C: F1 = 2 C_ii / (row + column), and Matthews' correlation in Gorodkin's form."""
+    n_labels, true, found = max(true) + 1, np.array(true), np.array(found)
+    matrix = np.array([[np.sum((true == i) & (found == j)) for j in range(n_labels)] for i in range(n_labels)])
+    np.testing.assert_array_equal(confusion(true, found, n_labels), matrix)
+    rows, columns, n = matrix.sum(1), matrix.sum(0), matrix.sum()
+    each = 2 * np.diag(matrix) / (rows + columns)
+    f1 = each[1] if n_labels == 2 else each.mean()
+    mcc = (n * np.trace(matrix) - rows @ columns) / np.sqrt((n**2 - columns @ columns) * (n**2 - rows @ rows))
+    assert classification(true, found, n_labels) == near({"accuracy": np.trace(matrix) / n, "f1": f1, "mcc": mcc})

@@ -432,6 +432,14 @@ def width(length: int, max_length: int, parts: int = 1) -> int:
     return min(-(-length // step) * step, max_length)
 
 
+def height(n: int, total: int, most: int) -> int:
+    """Rows of a batch that holds n of `total` texts: `most`, or of fewer texts in all a power of two.
+
+    So a few programs serve any number of texts.
+    """
+    return most if total > most else min(1 << (n - 1).bit_length(), most)
+
+
 def pad(rows: Sequence[Sequence[int] | np.ndarray], *, pad_id: int, max_length: int) -> Batch:
     """Rows of up to max_length as input_ids and attention_mask, [B, T] with T from few sizes; a batch made by hand.
 

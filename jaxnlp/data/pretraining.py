@@ -236,12 +236,12 @@ def hide(
         # A word begins where its first token says so, and after what is never hidden.
         begins = vocabulary.begins_word[ids[places]] | (np.diff(places, prepend=-1) > 1)
         begins[:1] = True
-        words = np.split(places, np.flatnonzero(begins)[1:]) if len(places) else []
+        words = np.append(np.flatnonzero(begins), len(places)).tolist()  # where each begins, and the last one ends
         taken: list[np.ndarray] = []
-        for i in rng.permutation(len(words)).tolist():
-            if len(words[i]) <= n:
-                taken.append(words[i])
-                n -= len(words[i])
+        for i in rng.permutation(len(words) - 1).tolist():
+            if (size := words[i + 1] - words[i]) <= n:
+                taken.append(places[words[i] : words[i + 1]])
+                n -= size
             if n == 0:
                 break
         chosen = np.sort(np.concatenate([places[:0], *taken]))

@@ -81,7 +81,7 @@ class Dialect:
         activation = settings.get("hidden_act", settings.get("activation", "gelu"))
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-        made = fields(settings, self.same, self.fixed)
+        made = fields(bert.Config, settings, self.same, self.fixed)
         made["n_positions"] -= self.skip
         made |= {} if "segments" in self.body else {"n_segments": 0}
         kind, tensor = self._pooler(self._types(settings, names)) or (None, "")
@@ -185,7 +185,9 @@ class Dialect:
     def task(self, settings: Mapping[str, Any], names: Container[str]) -> Any:
         types, length = self._types(settings, names), settings["max_position_embeddings"] - self.skip
         labels = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(settings.get("num_labels", 2))}
-        labels = tuple(labels[str(i)] for i in range(len(labels)))
+        if set(labels) != set(map(str, range(len(labels)))):
+            raise ValueError(f"id2label={labels}; allowed: a name for each of 0 … {len(labels) - 1}")
+        labels = tuple(str(labels[str(i)]) for i in range(len(labels)))
         if types == ():
             pooling = next((ours for theirs, ours in POOLINGS.items() if settings.get(theirs)), "mean")
             longest = min(settings.get("max_seq_length") or length, length)

@@ -43,7 +43,7 @@ def writes(c: Any, tokenizer: Tokenizer) -> bool:
 
 
 def config(settings: Mapping[str, Any], names: Container[str]) -> gpt.Config:
-    return gpt.Config(**fields({"n_inner": None, **settings}, SAME, FIXED))
+    return gpt.Config(**fields(gpt.Config, {"n_inner": None, **settings}, SAME, FIXED))
 
 
 def settings(c: gpt.Config, task: Any) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Directory:
         modules = self.path / "modules.json"  # of sentence-transformers
         self.settings["normalize"] = modules.is_file() and "models.Normalize" in modules.read_text(encoding="utf-8")
         kind = settings.get("model_type")
-        if kind not in FAMILIES:
+        if not isinstance(kind, str) or kind not in FAMILIES:
             raise DirectoryError(f"{self.path}/config.json: model_type={kind!r}; allowed: {', '.join(FAMILIES)}")
         self.family = FAMILIES[kind]
         made = settings.get("architectures") or list(self.family.ARCHITECTURES)
@@ -273,8 +273,8 @@ class _Tensors:
         if not index.is_file():
             return [path / "model.safetensors"] if (path / "model.safetensors").is_file() else []
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = sorted(map(os.fspath, set(json.loads(index.read_text())["weight_map"].values())))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DirectoryError(f"{index}: no index of tensors: {error!r}") from error
         if absent := [name for name in names if not (path / name).is_file()]:
             raise DirectoryError(f"{index} names {', '.join(absent)}, not there; allowed: all of its files")

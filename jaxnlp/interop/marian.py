@@ -56,7 +56,7 @@ def config(settings: Mapping[str, Any], names: Container[str]) -> transformer.Co
         raise ValueError(f"activation_function={activation!r}; allowed: {', '.join(ACTIVATIONS)}")
     shared = settings.get("share_encoder_decoder_embeddings", True)
     return transformer.Config(
-        **fields(settings, SAME, FIXED),
+        **fields(transformer.Config, settings, SAME, FIXED),
         target_vocab_size=None if shared else settings.get("decoder_vocab_size") or settings["vocab_size"],
         activation=ACTIVATIONS[activation],
         output_bias=True,

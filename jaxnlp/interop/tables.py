@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import einops
 import numpy as np
@@ -23,13 +23,15 @@ def as_json(value: Any) -> bytes:
 
 
 def fields(
-    settings: Mapping[str, Any], same: Mapping[str, str], fixed: Mapping[str, tuple[Any, Any]]
+    config: type, settings: Mapping[str, Any], same: Mapping[str, str], fixed: Mapping[str, tuple[Any, Any]]
 ) -> dict[str, Any]:
     """The fields of our configuration that the settings of another say.
 
     `same` names settings and the fields that say the same, `fixed` settings that are of one form here: (that form, what
-    is meant where they are absent). ValueError for a setting that is absent, of another form, or at odds with another.
+    is meant where they are absent). ValueError for a setting that is absent, of another type or form, or at odds with
+    another.
     """
+    types = get_type_hints(config)
     for name, (allowed, default) in fixed.items():
         if (found := settings.get(name, default)) != allowed:
             raise ValueError(f"{name}={found}; allowed: {allowed}")
@@ -37,6 +39,9 @@ def fields(
     for theirs, ours in same.items():
         if theirs not in settings:
             raise ValueError(f"{theirs} is absent")
+        allowed = types[ours]
+        if not isinstance(settings[theirs], int | float if allowed is float else allowed):
+            raise ValueError(f"{theirs}={settings[theirs]!r}; allowed: {getattr(allowed, '__name__', allowed)}")
         if made.setdefault(ours, settings[theirs]) != settings[theirs]:
             other = next(name for name, field in same.items() if field == ours)
             raise ValueError(f"{theirs}={settings[theirs]}; allowed: {made[ours]}, as {other}")

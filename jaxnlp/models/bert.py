@@ -116,10 +116,10 @@ class BERT(nn.Module):
         last_hidden_state   [B, T, D]
         pooler_output       [B, D], where the configuration has a pooler
     and what the heads add. With choices, input_ids, attention_mask and token_type_ids are [B, C, T], and the states
-    have B C rows. Without a table of segments, token_type_ids are not read. `attention_mask` is 1 on real tokens and 0
-    on padding (left or right); `segment_ids` [B, T] keeps packed texts apart (0 is padding). `masked_positions` [B, M]
-    says where a masked language model's words are asked for; None: everywhere. With `logits=False` such a head gives
-    what a blocked loss needs (see heads.py).
+    have B C rows. Without two kinds of segments or more, token_type_ids are not read. `attention_mask` is 1 on real
+    tokens and 0 on padding, which stands on the right of what is pooled, position 0; `segment_ids` [B, T] keeps packed
+    texts apart (0 is padding). `masked_positions` [B, M] says where a masked language model's words are asked for;
+    None: everywhere. With `logits=False` such a head gives what a blocked loss needs (see heads.py).
     """
 
     config: Config

@@ -140,6 +140,8 @@ class MaskedLM:
 
     def __call__(self, body: Body) -> dict[str, Unembedding]:
         c, hidden = body.config, body.hidden
+        if body.tokens is None:
+            raise ValueError("a masked language model on a body that guesses no words; allowed: BERT")
         if body.masked_positions is not None:
             hidden = jnp.take_along_axis(hidden, body.masked_positions[..., None], axis=1)
         return {
@@ -175,8 +177,8 @@ def pool(hidden: Float[Array, "B T D"], attention_mask: Int[Array, "B T"] | None
     if attention_mask is None:
         attention_mask = jnp.ones(hidden.shape[:2], jnp.int32)
     if pooling == "mean":
-        weights = attention_mask.astype(hidden.dtype)[:, :, None]
-        return (hidden * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
+        weights = attention_mask.astype(jnp.float32)[:, :, None]
+        return ((hidden.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1)).astype(hidden.dtype)
     real = attention_mask != 0
     if pooling == "max":
         return jnp.where(real[:, :, None], hidden, -jnp.inf).max(1)

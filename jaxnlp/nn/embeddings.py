@@ -74,7 +74,8 @@ class Embeddings(nn.Module):
         # The rows of a batch sit at the same positions as a rule: then one row is looked up and broadcast.
         x = jnp.take(self.tokens, input_ids, axis=0) + jnp.take(self.positions, position_ids, axis=0)
         if self.n_segments:
-            kinds = jnp.zeros((1, 1), jnp.int32) if token_type_ids is None else token_type_ids
+            given = token_type_ids is not None and self.n_segments > 1
+            kinds = token_type_ids if given else jnp.zeros((1, 1), jnp.int32)
             x += jnp.take(self.segments, kinds, axis=0)
         x = x if self.epsilon is None else self.norm(x)
         return self.drop(x.astype(self.dtype))

@@ -23,7 +23,7 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
 from jaxnlp.tasks.inputs import Texts, by_length, outputs, read
-from jaxnlp.tasks.task import Apply, Batch, Record, Sums, Table, confused, require
+from jaxnlp.tasks.task import Apply, Batch, Record, Sums, Table, confused, number, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Classification(Texts):
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
         """{"text": "ab", "label": 1} -> {"input_ids": [5, 6, 0], "label": 1} where 0 is the end token."""
         labels = [self.index(example) for example in examples]
-        records = self.features([self.texts(example) for example in examples], tokenizer)
+        records = self.features([self.texts(example) for example in examples], tokenizer, quiet=True)
         return [{**record, "label": np.int32(y)} for record, y in zip(records, labels, strict=True) if y >= 0]
 
     def index(self, example: Mapping[str, Any]) -> int:
@@ -52,7 +52,7 @@ class Classification(Texts):
         value = require(example, self.label, "label")
         if value in self.labels:
             return self.labels.index(value)
-        if isinstance(value, str) or not -1 <= value < len(self.labels) or value != int(value):
+        if not -1 <= number(value) < len(self.labels) or number(value) % 1:
             names = ", ".join(self.labels)
             raise ValueError(f"{self.label}={value!r} in the data; allowed: -1 … {len(self.labels) - 1}, or {names}")
         return int(value)

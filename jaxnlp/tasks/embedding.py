@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.models.heads import pool
-from jaxnlp.tasks.inputs import by_length, parts, read, template
+from jaxnlp.tasks.inputs import by_length, fitted, parts, read
 from jaxnlp.tasks.task import Batch, Record
 
 
@@ -37,7 +37,7 @@ class Embedding:
     def features(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[Record]:
         """What the model reads of each."""
         ids = tokenizer.encode_batch([parts(text, ("text",))[0] for text in texts])
-        return [template(tokenizer).fit(row, length=self.length) for row in ids]
+        return fitted([(row,) for row in ids], tokenizer, self.length)
 
     def predict(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str]
@@ -67,6 +67,8 @@ def search(
     """
     if not 1 <= k <= len(corpus):
         raise ValueError(f"k={k} of {len(corpus)} texts; allowed: 1 to {len(corpus)}")
+    if not queries:
+        return []
     a, b = (_normal(np.array([one["embedding"] for one in side], np.float32)) for side in (queries, corpus))
     cosines = a @ b.T
     order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]

@@ -10,6 +10,7 @@ A pair that is too long loses the end of its longer text (Devlin et al., 2019; a
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -52,14 +53,13 @@ class Texts:
     def texts(self, example: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(require(example, feature, field) for field, feature in self.names.items())
 
-    def features(self, items: Sequence[Any], tokenizer: Tokenizer) -> list[Record]:
+    def features(self, items: Sequence[Any], tokenizer: Tokenizer, *, quiet: bool = False) -> list[Record]:
         """Of texts, or pairs of them: what the model reads. Where no pair is named, both may come."""
         names = tuple(self.names.values())
         two = [self.pair is None and isinstance(item, list | tuple) and len(item) == 2 for item in items]
-        texts = [item if two[i] else parts(item, names) for i, item in enumerate(items)]
+        texts = [parts(item, (*names, "a second") if two[i] else names) for i, item in enumerate(items)]
         ids = iter(tokenizer.encode_batch([text for item in texts for text in item]))
-        form = template(tokenizer)
-        return [form.fit(*(next(ids) for _ in item), length=self.length) for item in texts]
+        return fitted([[next(ids) for _ in item] for item in texts], tokenizer, self.length, quiet=quiet)
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
         return batches.padded(
@@ -119,7 +119,18 @@ def template(tokenizer: Tokenizer) -> Template:
     return Template((tokenizer.bos_id,) if begins else (), between, end, tokenizer.token(end[0]) == "[SEP]")
 
 
-def parts(item: str | Sequence[str] | Mapping[str, str], features: Sequence[str]) -> tuple[str, ...]:
+def fitted(
+    items: Sequence[Sequence[Tokens]], tokenizer: Tokenizer, length: int, *, quiet: bool = False
+) -> list[Record]:
+    """What the model reads of texts, or pairs of them, at most `length` tokens; a message says how many are cut."""
+    form = template(tokenizer)
+    cut = sum(sum(map(len, item)) > form.room(length, len(item)) for item in items)
+    if cut and not quiet:
+        print(f"{cut} of {len(items)} inputs are longer than {length} tokens and cut", file=sys.stderr)
+    return [form.fit(*item, length=length) for item in items]
+
+
+def parts(item: Any, features: Sequence[str]) -> tuple[str, ...]:
     """The texts of something to predict: a text alone, several in order, or under the features' names.
 
     >>> parts({"question": "Who?", "context": "Ada."}, ("question", "context"))
@@ -128,7 +139,7 @@ def parts(item: str | Sequence[str] | Mapping[str, str], features: Sequence[str]
     if isinstance(item, Mapping):
         found = tuple(item.get(feature) for feature in features)
     else:
-        found = (item,) if isinstance(item, str) else tuple(item)
+        found = tuple(item) if isinstance(item, Sequence | np.ndarray) and not isinstance(item, str) else (item,)
     if len(found) != len(features) or not all(isinstance(text, str) for text in found):
         raise ValueError(f"found {item!r} to predict; allowed: the texts {', '.join(features)}, in order or by name")
     return found
@@ -156,8 +167,7 @@ def by_length(
     found: list[Any] = [None] * len(records)
     for start in range(0, len(order), ROWS):
         rows = order[start : start + ROWS]
-        # Of many records every batch has as many rows, so that a width compiles once.
-        filled = rows + rows[-1:] * (ROWS - len(rows) if len(order) > ROWS else 0)
+        filled = rows + rows[-1:] * (batches.height(len(rows), len(order), ROWS) - len(rows))
         made = jax.device_get(function(batches.collate([records[i] for i in filled], pad_id, max_length, PARTS)))
         for row, i in enumerate(rows):
             found[i] = jax.tree.map(lambda x: x[row], made)  # noqa: B023

@@ -25,8 +25,8 @@ from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import by_length, outputs, read, template
-from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, require
+from jaxnlp.tasks.inputs import by_length, fitted, outputs, read
+from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, number, require
 
 ABSENT = float(np.finfo(np.float32).min)  # a choice's logit that is as good as -inf, and no NaN where all are absent
 
@@ -72,8 +72,12 @@ class MultipleChoice:
     def options(self, example: Mapping[str, Any]) -> list[str]:
         """The choices, without the question."""
         if isinstance(self.choices, str):
-            return [str(choice) for choice in require(example, self.choices, "choices")]
-        return [require(example, feature, "choices") for feature in self.choices]
+            found = list(require(example, self.choices, "choices"))
+        else:
+            found = [require(example, feature, "choices") for feature in self.choices]
+        if other := [text for text in found if not isinstance(text, str)]:
+            raise ValueError(f"found {other[0]!r} among the choices; allowed: texts")
+        return found
 
     def _sides(self, example: Mapping[str, Any]) -> tuple[str, list[str]]:
         """The context, and the choices with the question before each."""
@@ -98,7 +102,7 @@ class MultipleChoice:
                 raise ValueError(
                     f"{_name(context)}: {len(choices)} choices; allowed: at most task.n_choices={self.rows}"
                 )
-        found = zip(self._records(sides, tokenizer), labels, strict=True)
+        found = zip(self._records(sides, tokenizer, quiet=True), labels, strict=True)
         return [
             {**_stacked(records, self.rows, tokenizer.pad_id), "label": np.int32(label)}
             for records, label in found
@@ -108,19 +112,20 @@ class MultipleChoice:
     def index(self, example: Mapping[str, Any]) -> int:
         """The right choice's number, or -1 of an example without, as TFDS marks it: such examples are left out."""
         value, n = require(example, self.label, "label"), len(self.options(example))
-        if isinstance(value, str) or not -1 <= value < n or value != int(value):
+        if not -1 <= number(value) < n or number(value) % 1:
             name = _name(require(example, self.context, "context"))
             raise ValueError(f"{name}: {self.label}={value!r}; allowed: -1 … {n - 1}, as it has {n} choices")
         return int(value)
 
-    def _records(self, sides: Sequence[tuple[str, list[str]]], tokenizer: Tokenizer) -> list[list[Record]]:
+    def _records(
+        self, sides: Sequence[tuple[str, list[str]]], tokenizer: Tokenizer, *, quiet: bool = False
+    ) -> list[list[Record]]:
         """Of each context and its choices: what the model reads of each choice."""
-        form, contexts = template(tokenizer), tokenizer.encode_batch([context for context, _ in sides])
+        contexts = tokenizer.encode_batch([context for context, _ in sides])
         choices = iter(tokenizer.encode_batch([choice for _, choices in sides for choice in choices]))
-        return [
-            [form.fit(context, next(choices), length=self.length) for _ in texts]
-            for context, (_, texts) in zip(contexts, sides, strict=True)
-        ]
+        pairs = [(context, next(choices)) for context, (_, texts) in zip(contexts, sides, strict=True) for _ in texts]
+        records = iter(fitted(pairs, tokenizer, self.length, quiet=quiet))
+        return [[next(records) for _ in texts] for _, texts in sides]
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
         return batches.padded(
@@ -193,7 +198,7 @@ class MultipleChoice:
         if isinstance(item, Mapping):
             return item
         names = [self.context, *([] if self.question is None else [self.question])]
-        given = [] if isinstance(item, str) else list(item)
+        given = list(item) if isinstance(item, Sequence | np.ndarray) and not isinstance(item, str) else []
         if len(given) != len(names) + 1 or isinstance(given[-1], str):
             raise ValueError(
                 f"found {item!r} to predict; allowed: {', '.join(names)} and a list of choices, or by name"

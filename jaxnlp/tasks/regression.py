@@ -19,7 +19,7 @@ from jaxnlp import metrics
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.models import heads
 from jaxnlp.tasks.inputs import Texts, by_length, outputs, read
-from jaxnlp.tasks.task import Apply, Batch, Record, Sums, Table, require
+from jaxnlp.tasks.task import Apply, Batch, Record, Sums, Table, number, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,12 @@ class Regression(Texts):
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
         """{"text": "ab", "score": 4.5} -> {"input_ids": [5, 6, 0], "label": 4.5} where 0 is the end token."""
         values = [self.value(example) for example in examples]
-        records = self.features([self.texts(example) for example in examples], tokenizer)
+        records = self.features([self.texts(example) for example in examples], tokenizer, quiet=True)
         return [{**record, "label": np.float32(y)} for record, y in zip(records, values, strict=True)]
 
     def value(self, example: Mapping[str, Any]) -> float:
         value = require(example, self.label, "label")
-        if isinstance(value, str) or not math.isfinite(value):
+        if not math.isfinite(number(value)):
             raise ValueError(f"{self.label}={value!r} in the data; allowed: a finite number")
         return float(value)
 

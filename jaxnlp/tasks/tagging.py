@@ -31,7 +31,7 @@ from jaxnlp.data.tokenizers import SentencePiece, Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
 from jaxnlp.tasks.inputs import Template, by_length, read, template
-from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, confused, require
+from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, confused, number, require
 
 # Of a text that comes as one, in which every accent and vowel sign is U+0300: letters and digits, or a sign
 WORD = re.compile("(?:\\w\u0300*)+|[^\\w\\s]\u0300*")
@@ -97,7 +97,7 @@ class Tagging:
         tag = tag.decode() if isinstance(tag, bytes) else tag
         if tag in self.labels:
             return self.labels.index(tag)
-        if isinstance(tag, str) or not 0 <= tag < len(self.labels):
+        if not 0 <= number(tag) < len(self.labels) or number(tag) % 1:
             names = ", ".join(self.labels)
             raise ValueError(f"{self.tags}={tag!r} in the data; allowed: 0 … {len(self.labels) - 1}, or {names}")
         return int(tag)
@@ -108,7 +108,7 @@ class Tagging:
     def _listed(self, item: Any) -> list[str]:
         """The words of something to predict that is no text."""
         words = item.get(self.tokens) if isinstance(item, Mapping) else item
-        if isinstance(words, str) or not isinstance(words, Sequence | np.ndarray):
+        if isinstance(words, str | bytes) or not isinstance(words, Sequence | np.ndarray):
             raise ValueError(f"found {item!r} to predict; allowed: a text, its words, or the words as {self.tokens!r}")
         return self._words({self.tokens: words})
 

@@ -6,6 +6,7 @@ names of their sums, each with the name of the batch's array that holds its weig
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -113,6 +114,14 @@ def require(example: Mapping[str, Any], feature: str, field: str) -> Any:
     if feature not in example:
         raise ValueError(f"task.{field}={feature!r} is no feature of the data; allowed: {', '.join(sorted(example))}")
     return example[feature]
+
+
+def number(value: Any) -> float:
+    """The value, or where it is no number NaN, which is in no range."""
+    try:
+        return math.nan if isinstance(value, str | bytes) else float(value)
+    except TypeError:
+        return math.nan
 
 
 def asked(task: Task) -> float | bool:

@@ -38,6 +38,7 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.decoding import Beams, Shared
 from jaxnlp.losses import blocked_cross_entropy
 from jaxnlp.nn.cache import widened
+from jaxnlp.tasks.inputs import parts
 from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Samples, Sums, Table, require, sown
 
 FORMS = {  # what of a batch the model reads
@@ -57,7 +58,8 @@ class Translation:
         128  # tokens of a text with its end, of both together where there is no encoder: longer pairs are left
     )
     # out of training, longer sources cut
-    max_new_tokens: int | None = None  # of a translation; None: length, or half of it where there is no encoder
+    # Of a translation; None: twice its source's with padding, at most length, or half of it where there is no encoder
+    max_new_tokens: int | None = None
     buckets: tuple[int, ...] | None = None  # lengths that batches are padded to; None: `length` and parts of it
     label_smoothing: float = 0.0
     teacher_forcing: bool = True  # False: the decoder goes on from its own best tokens, in training too
@@ -87,10 +89,10 @@ class Translation:
 
     def check(self, model: nn.Module) -> None:
         """ValueError unless the model is one of the form's, with a vocabulary as wide as the beam."""
-        name, parts = type(model).__name__, [part for part in ("encode", "init_cache") if hasattr(model, part)]
+        name, ways = type(model).__name__, [way for way in ("encode", "init_cache") if hasattr(model, way)]
         whole = self.form == "encoder-decoder"
-        if ("encode" if whole else "init_cache") not in parts:
-            allowed = "encoder-decoder" if "encode" in parts else "causal, prefix"
+        if ("encode" if whole else "init_cache") not in ways:
+            allowed = "encoder-decoder" if "encode" in ways else "causal, prefix"
             raise ValueError(f"task.form={self.form!r} with the model {name}; allowed: {allowed}")
         if self.form == "prefix" and "prefix_lengths" not in inspect.signature(type(model).__call__).parameters:
             raise ValueError(f"task.form='prefix' with the model {name}, which reads one way alone; allowed: causal")
@@ -189,9 +191,11 @@ class Translation:
         return scores(found, references)
 
     def predict(
-        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str], n_best: int = 1
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[Any], n_best: int = 1
     ) -> list[dict[str, Any]]:
         """{"translation", "score"} of each text, and with n_best > 1 up to as many of them, best first, as "n_best".
+
+        A text comes as it is, or under the source's name.
 
         Raises:
             ValueError: of a text no translation has a score that is a number, as where parameters are NaN.
@@ -203,7 +207,7 @@ class Translation:
         model: nn.Module,
         params: Mapping[str, Any],
         tokenizer: Tokenizer,
-        texts: Sequence[str],
+        texts: Sequence[Any],
         *,
         n_best: int = 1,
         rows: int = 64,
@@ -224,6 +228,7 @@ class Translation:
                 f"task.length={self.length} leaves {room} tokens for a source; allowed: {len(end) + 1} and more beside "
                 f"the {longest} for its {self.answer}"
             )
+        texts = [parts(text, (self.source,))[0] for text in texts]
         sources = [list(x) for x in tokenizer.encode_batch(texts)]
         if cut := sum(len(x) + len(end) > room for x in sources):
             message = f"{cut} of {len(sources)} sources are longer than {room - len(end)} tokens and cut"
@@ -231,17 +236,16 @@ class Translation:
         ids = [[*x[: room - len(end)], *end] if x else [] for x in sources]
         width = functools.partial(batches.width, max_length=room)
         order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
-        parts = []
+        groups = []
         for _, bucket in itertools.groupby(order, key=lambda i: width(len(ids[i]))):
             numbers = list(bucket)
-            parts += [numbers[start : start + rows] for start in range(0, len(numbers), rows)]
+            groups += [numbers[start : start + rows] for start in range(0, len(numbers), rows)]
         empty = {self.answer: "", "score": 0.0}
         results = [{**empty, "n_best": [empty]} if n_best > 1 else dict(empty) for _ in ids]
         end_id = tokenizer.target.eos_id
-        for part in parts:
+        for part in groups:
             inputs = batches.pad(
-                # Of many texts every part has as many rows, so that a bucket compiles once.
-                [ids[i] for i in part] + [ids[part[-1]]] * (-len(part) % rows if len(order) > rows else 0),
+                [ids[i] for i in part] + [ids[part[-1]]] * (batches.height(len(part), len(order), rows) - len(part)),
                 pad_id=tokenizer.pad_id,
                 max_length=room,
             )
@@ -255,7 +259,7 @@ class Translation:
                 length_penalty=self.length_penalty,
                 n_beams=self.n_beams,
                 n_best=n_best,
-                max_new_tokens=min(2 * inputs["input_ids"].shape[1], longest),
+                max_new_tokens=self.max_new_tokens or min(2 * inputs["input_ids"].shape[1], longest),
                 form=self.form,
             )
             tokens, scored, lengths = (np.asarray(x) for x in (found.tokens, found.scores, found.lengths))

@@ -62,7 +62,7 @@ def outputs(name, golden):
 
 
 def spans_joined(name, outputs):
-    """The scores of starts and ends are two columns of one product, and only together have its size and its rounding."""
+    """The scores of starts and ends are columns of one product, and only together have its size and its rounding."""
     if not name.endswith("QuestionAnswering"):
         return outputs
     both = np.stack([outputs["start_logits"], outputs["end_logits"]], axis=-1)
@@ -240,7 +240,12 @@ def test_half_precision_is_read_and_shards_are_joined(tmp_path, golden):
         ("RobertaModel", {"pad_token_id": 0}, "pad_token_id=0; allowed: 1"),
         ("DistilBertModel", {"sinusoidal_pos_embds": True}, "sinusoidal_pos_embds=True; allowed: False"),
         ("BertForSequenceClassification", {"problem_type": "multi_label_classification"}, "allowed: one label a text"),
-        ("BertModel", {"hidden_size": None}, "config.json"),
+        ("BertModel", {"hidden_size": None}, "config.json: hidden_size=None; allowed: int"),
+        ("BertModel", {"vocab_size": 37.5}, "config.json: vocab_size=37.5; allowed: int"),
+        ("BertModel", {"layer_norm_eps": "1e-12"}, "config.json: layer_norm_eps='1e-12'; allowed: float"),
+        ("BertModel", {"model_type": ["bert"]}, r"model_type=\['bert'\]; allowed: bert, roberta"),
+        ("BertForTokenClassification", {"id2label": {"0": "O", "2": "B"}}, "id2label=.*; allowed: a name for each of"),
+        ("BertForTokenClassification", {"id2label": ["O", "B"]}, "id2label=.*; allowed: a name for each of 0 … 1"),
         ("BertModel", {"vocab_size": 36}, r"at 1 tensor:\n  embeddings.word_embeddings.weight: shape \(37, 8\); .*36"),
     ],
 )

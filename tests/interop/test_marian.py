@@ -318,8 +318,12 @@ def test_files_that_are_damaged_are_named(directory):
         (directory / "model.safetensors").write_bytes(damaged)
         with pytest.raises(DirectoryError, match="model.safetensors: cannot be read, perhaps cut off or damaged"):
             jaxnlp.load(directory)
-    (directory / "source.spm").write_bytes(b"no model")
     (directory / "model.safetensors").write_bytes(whole)
+    (index := directory / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": 3}}')
+    with pytest.raises(DirectoryError, match="index.json: no index of tensors"):
+        jaxnlp.load(directory)
+    index.unlink()
+    (directory / "source.spm").write_bytes(b"no model")
     with pytest.raises(ValueError, match="source.spm with vocab.json: not a SentencePiece model"):
         jaxnlp.load(directory)
     (directory / "vocab.json").write_text("{}")

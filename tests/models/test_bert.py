@@ -12,7 +12,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from jaxnlp.losses import blocked_cross_entropy, cross_entropy
-from jaxnlp.models import bert, heads
+from jaxnlp.models import bert, gpt, heads
+from jaxnlp.models.heads import pool
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
 
 ORACLE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "golden" / "bert.py"))
@@ -147,6 +148,23 @@ def test_padding_and_packed_texts_change_nothing(params):
     np.testing.assert_allclose(found[7:], expected[2, :4], atol=1e-5)
 
 
+def test_one_kind_of_segments_is_not_told_apart():
+    """As of RoBERTa's models whose tokenizer is BERT's: rows beyond the table would be NaN."""
+    model = dataclasses.replace(CONFIG, n_segments=1).build()
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    given = inputs()
+    expected = model.apply({"params": params}, **given | {"token_type_ids": None})["pooler_output"]
+    assert bool(given["token_type_ids"].any()) and bool(jnp.isfinite(expected).all())
+    np.testing.assert_array_equal(model.apply({"params": params}, **given)["pooler_output"], expected)
+
+
+def test_the_mean_of_many_half_precise_states_is_their_mean():
+    """bfloat16 cannot count beyond 256."""
+    hidden = jnp.full((1, 400, 2), 3, jnp.bfloat16)
+    for n in (257, 300, 399):
+        np.testing.assert_array_equal(pool(hidden, (jnp.arange(400) < n)[None].astype(jnp.int32), "mean"), 3)
+
+
 def test_number_of_parameters_is_the_papers():
     """The published checkpoints', to the last one; without what fills the vocabulary's table up."""
     for name, expected in (
@@ -194,6 +212,10 @@ def test_initial_values_are_those_of_google_research_bert():
         (
             lambda: init(dataclasses.replace(CONFIG, pooler=None), heads=PRETRAINING),
             r"model.pooler=None; allowed for the next sentence: tanh",
+        ),
+        (
+            lambda: init(gpt.Config(vocab_size=8, n_positions=8, n_layers=1, d_model=8, n_heads=2), PRETRAINING[:1]),
+            r"a masked language model on a body that guesses no words; allowed: BERT",
         ),
     ],
 )

@@ -10,7 +10,9 @@ from tokenizers import models, pre_tokenizers, processors
 from jaxnlp.data.tokenizers import Characters, Tokenizer, WordPiece, build
 from jaxnlp.models import bert
 from jaxnlp.tasks.classification import Classification
+from jaxnlp.tasks.embedding import Embedding, search
 from jaxnlp.tasks.inputs import by_length, parts, template
+from jaxnlp.tasks.multiple_choice import MultipleChoice
 from jaxnlp.tasks.regression import Regression
 from jaxnlp.training.step import measure
 
@@ -90,6 +92,69 @@ def test_records_keep_their_order_and_see_no_padding(pieces):
     assert [int(x) for x in found] == [int(record["input_ids"].sum()) for record in records]
 
 
+def test_any_number_of_records_comes_in_few_shapes(pieces):
+    """A service that gets one text, then seven, should not compile anew each time."""
+    records, shapes = [template(pieces).join([5, 6])] * 70, set()
+
+    def function(batch):
+        shapes.add(batch["input_ids"].shape[0])
+        return batch["input_ids"]
+
+    for n in (*range(1, 33), 70):
+        assert len(by_length(function, records[:n], pad_id=0, max_length=64)) == n
+    assert shapes == {1, 2, 4, 8, 16, 32}
+
+
+@pytest.mark.parametrize(
+    ("task", "items"),
+    [
+        (Classification(labels=("x", "y", "z"), length=16), ["a b", "a " * 15]),
+        (Regression(length=16), ["a b", ("a", "b " * 14)]),
+        (Embedding(length=16), ["a b", "a " * 15]),
+        (MultipleChoice(length=16), [("a", ["b " * 14])]),
+    ],
+)
+def test_a_text_is_not_cut_in_silence(task, items, pieces, capsys):
+    model = CONFIG.build(task.heads)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    task.predict(model, params, pieces, items)
+    assert f"1 of {len(items)} inputs are longer than 16 tokens and cut" in capsys.readouterr().err
+    task.predict(model, params, pieces, items[:1] if len(items) > 1 else [("a", ["b " * 12])])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("item", [None, 5, b"a", [1, 2], {"text": None}])
+def test_what_is_no_text_is_named(item, pieces, params):
+    task = Classification(labels=("x", "y", "z"))
+    with pytest.raises(ValueError, match=r"to predict; allowed: the texts text"):
+        task.predict(CONFIG.build(task.heads), params, pieces, ["a", item])
+
+
+def test_embeddings_are_pooled_over_real_tokens_and_searched_by_their_angle(pieces, params):
+    """Against numpy, on the hidden states of each text alone."""
+    model, texts = CONFIG.build(), ["a b", "c", "e d c b a"]
+    body = {name: tree for name, tree in params.items() if name != "heads"}
+    rows = [jnp.asarray(template(pieces).join(pieces.encode(text))["input_ids"])[None] for text in texts]
+    states = [np.asarray(model.apply({"params": body}, row)["last_hidden_state"])[0] for row in rows]
+    expected = {"mean": [x.mean(0) for x in states], "max": [x.max(0) for x in states]}
+    expected |= {"first": [x[0] for x in states], "last": [x[-1] for x in states]}
+    for pooling, vectors in expected.items():
+        found = [one["embedding"] for one in Embedding(pooling=pooling).predict(model, body, pieces, texts)]
+        np.testing.assert_allclose(found, vectors, atol=1e-6)
+    unit = np.array([x / np.linalg.norm(x) for x in expected["mean"]])
+    normal = Embedding(normalize=True).predict(model, body, pieces, texts)
+    np.testing.assert_allclose([one["embedding"] for one in normal], unit, atol=1e-6)
+    cosines = unit @ unit.T
+    for query, ranked in zip(
+        cosines, search(normal, Embedding().predict(model, body, pieces, texts), k=2), strict=True
+    ):
+        assert [i for i, _ in ranked] == np.argsort(-query)[:2].tolist()
+        np.testing.assert_allclose([cosine for _, cosine in ranked], np.sort(query)[:0:-1], atol=1e-6)
+    assert search([], normal, k=1) == []
+    with pytest.raises(ValueError, match="k=4 of 3 texts; allowed: 1 to 3"):
+        search(normal, normal, k=4)
+
+
 def test_a_pair_is_classified_by_name_or_in_order(pieces, params):
     task = Classification(labels=("x", "y", "z"), text="premise", pair="hypothesis", length=16)
     model = CONFIG.build(task.heads)
@@ -132,12 +197,13 @@ def test_regression_learns_the_square_of_the_error(pieces):
     np.testing.assert_allclose(found["spearman"], ranks, rtol=1e-6)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "4", None, b"4"])
 def test_a_label_that_is_no_number_is_refused(pieces, value):
     with pytest.raises(ValueError, match=r"score=.* in the data; allowed: a finite number"):
         Regression().encode([{"text": "a", "score": value}], pieces)
 
 
-def test_a_nan_is_no_class(pieces):
-    with pytest.raises(ValueError, match=r"label=nan in the data; allowed: -1 … 0, or no"):
-        Classification(labels=("no",)).encode([{"text": "a", "label": float("nan")}], pieces)
+@pytest.mark.parametrize("label", [float("nan"), None, b"no", -0.5])
+def test_what_is_no_number_is_no_class(label, pieces):
+    with pytest.raises(ValueError, match=rf"label={label!r} in the data; allowed: -1 … 0, or no"):
+        Classification(labels=("no",)).encode([{"text": "a", "label": label}], pieces)

@@ -152,8 +152,9 @@ def test_what_cannot_be_is_named(tokenizer):
         task.encode([{"id": "seven", "tokens": ["a", "b"], "tags": [0]}], tokenizer)
     with pytest.raises(ValueError, match=r"tags='B-ORG' in the data; allowed: 0 … 4, or O, B-PER"):
         task.encode([{"tokens": ["a"], "tags": ["B-ORG"]}], tokenizer)
-    with pytest.raises(ValueError, match=r"tags=5 in the data; allowed: 0 … 4"):
-        task.encode([{"tokens": ["a"], "tags": [5]}], tokenizer)
+    for tag in (5, -1, 0.5, None):
+        with pytest.raises(ValueError, match=rf"tags={tag} in the data; allowed: 0 … 4"):
+            task.encode([{"tokens": ["a"], "tags": [tag]}], tokenizer)
     with pytest.raises(ValueError, match=r"task.tokens='tokens' is no feature of the data; allowed: words"):
         task.encode([{"words": ["a"]}], tokenizer)
     with pytest.raises(ValueError, match=r"task.overlap=126; allowed: 0 to 125, with length 128"):
@@ -168,7 +169,7 @@ def test_words_come_alone_or_by_name(tokenizer, model, params, item):
     assert task.predict(model, params, tokenizer, [item]) == task.predict(model, params, tokenizer, [["new", "york"]])
 
 
-@pytest.mark.parametrize("item", [{"words": ["new"]}, {"tokens": "new york"}, 5, None])
+@pytest.mark.parametrize("item", [{"words": ["new"]}, {"tokens": "new york"}, b"new", 5, None])
 def test_what_has_no_words_is_named(tokenizer, model, params, item):
     with pytest.raises(ValueError, match=r"to predict; allowed: a text, its words, or the words as 'tokens'"):
         Tagging(labels=BIO).predict(model, params, tokenizer, [["new"], item])

@@ -134,6 +134,24 @@ def test_more_texts_than_rows(tokenizer, params):
     ]
 
 
+def test_a_text_comes_by_name_and_what_is_none_is_named(tokenizer, params):
+    assert TASK.predict(CONFIG.build(), params, tokenizer, [{"x": "ab"}, ["c"]]) == TASK.predict(
+        CONFIG.build(), params, tokenizer, ["ab", "c"]
+    )
+    for item in (None, 5, {"z": "ab"}, ("a", "b")):
+        with pytest.raises(ValueError, match="to predict; allowed: the texts x, in order or by name"):
+            TASK.predict(CONFIG.build(), params, tokenizer, ["ab", item])
+
+
+@pytest.mark.parametrize(("most", "n"), [(None, 64), (70, 70)])
+def test_a_translation_is_as_long_as_it_may_be(most, n, tokenizer, params):
+    """Without an end it goes on: to twice its source's 32 tokens, or as far as the task says."""
+    endless = {**params, "output_bias": params["output_bias"].at[2].set(1e4)}
+    task = dataclasses.replace(TASK, length=128, buckets=None, max_new_tokens=most, n_beams=1)
+    (found,) = task.predict(CONFIG.build(), endless, tokenizer, ["ab"])
+    assert found["translation"] == "a" * n
+
+
 # Without an encoder ---------------------------------------------------------------------------------------------------
 
 

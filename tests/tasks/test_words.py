@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxnlp.data.tokenizers import ByteBPE, Characters, Pair, WordPiece, build
-from jaxnlp.models import gpt, rnn, seq2seq
+from jaxnlp.models import bert, gpt, rnn, seq2seq
 from jaxnlp.run import Run
 from jaxnlp.tasks import words
 from jaxnlp.training.experiment import Data, Experiment
@@ -139,6 +139,9 @@ def test_outputs_on_request_of_any_model(letters):
     assert encoder["backward"]["forget"].shape == (1, 3, 4) and decoder["forward"]["output"].shape == (1, 2, 4)
     with pytest.raises(ValueError, match=r"Seq2Seq as it .* no attentions; allowed: cross_attentions, gates"):
         run.apply(ids, outputs=("attentions",))
+    with pytest.raises(ValueError, match=r"token_type_ids holds 2; allowed: 0 … 1 \(model.n_segments=2"):
+        config = bert.Config(vocab_size=6, n_positions=4, n_layers=1, d_model=4, n_heads=1)
+        Run(config.build(), {}, letters, None).apply({"input_ids": np.ones((1, 2), int), "token_type_ids": [[0, 2]]})
     with pytest.raises(ValueError, match=r"decoder_input_ids holds 9; allowed: 0 … 4 \(model.output_vocab_size=5"):
         run.apply({**ids, "decoder_input_ids": [[9]]})
     elman = a_run(rnn.Config(vocab_size=5, cell="rnn", n_layers=1, d_model=4), letters)
