@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int
 
-from jaxnlp.models.heads import Body, Head, Heads, Unembedding
+from jaxnlp.models.heads import Body, Head, Heads, LanguageModel, Unembedding
 from jaxnlp.nn.blocks import Block, LayerNorm, Stack
 from jaxnlp.nn.cache import empty, reading
 from jaxnlp.nn.embeddings import Embeddings
@@ -114,10 +114,12 @@ class GPT(nn.Module):
 
     Returns a dict with
         last_hidden_state   [B, T, D]
-        logits              [B, T, vocab_size], or the [B, n_labels] of a classification head
+        logits              [B, T, vocab_size], where there are no heads; else what the heads add
         unembedding         instead of a language model's logits, where `logits=False`: what a blocked loss needs
         cache               the new one, where one was given
-    and, with `mutable="intermediates"`, each block's input and attention weights.
+    and, with `mutable="intermediates"`, each block's input and attention weights. With choices, input_ids,
+    attention_mask and position_ids are [B, C, T], and the states have B C rows; `mc_token_ids` [B, C] says at which
+    token each choice is read, by default the last real one.
 
     `attention_mask` [B, T] is 1 on real tokens and 0 on padding (left or right); `segment_ids` [B, T] keeps packed
     documents apart (0 is padding). Positions are 0 … T - 1 where not given; with a cache they count real tokens. The
@@ -130,19 +132,23 @@ class GPT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        input_ids: Int[Array, "B T"],
-        attention_mask: Int[Array, "B T"] | None = None,
-        position_ids: Int[Array, "#B T"] | None = None,
+        input_ids: Int[Array, "*B T"],
+        attention_mask: Int[Array, "*B T"] | None = None,
+        position_ids: Int[Array, "*b T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         cache: dict[str, Any] | None = None,
         prefix_lengths: Int[Array, " B"] | None = None,
+        mc_token_ids: Int[Array, "*B"] | None = None,
         *,
         deterministic: bool = True,
         logits: bool = True,
     ) -> dict[str, Any]:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        T = input_ids.shape[1]
+        choices, T = input_ids.shape[1:-1], input_ids.shape[-1]
+        input_ids, attention_mask, position_ids = (
+            x if x is None else x.reshape(-1, T) for x in (input_ids, attention_mask, position_ids)
+        )
         if cache is None and c.n_positions < T:
             raise ValueError(f"input_ids has length {T}; allowed: at most model.n_positions={c.n_positions}")
         cache, mask, position_ids = reading(input_ids, attention_mask, position_ids, segment_ids, cache, prefix_lengths)
@@ -173,10 +179,15 @@ class GPT(nn.Module):
         outputs = {"last_hidden_state": hidden}
         if cache is not None:
             outputs["cache"] = {**cache, "layers": layers}
-        if self.heads:
-            return outputs | Heads(self.heads, name="heads")(Body(hidden, attention_mask))
-        unembedding = Unembedding(hidden, embed.tokens, None, c.vocab_size)
-        return outputs | ({"logits": unembedding.logits()} if logits else {"unembedding": unembedding})
+        body = Body(
+            hidden=hidden,
+            attention_mask=attention_mask,
+            words=Unembedding(hidden, embed.tokens, None, c.vocab_size),
+            drop=nn.Dropout(c.dropout, deterministic=deterministic),
+            choices=choices,
+            choice_positions=mc_token_ids if mc_token_ids is None else mc_token_ids.reshape(-1),
+        )
+        return outputs | Heads(self.heads or (LanguageModel(),), name="heads")(body, logits)
 
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> dict[str, Any]:
         """An empty cache of `length` slots (see nn/cache.py), of which each `apply` with T tokens fills T."""

@@ -274,6 +274,24 @@ def test_classification_reads_real_tokens(pooling, params):
         np.testing.assert_allclose(out["logits"][row], pooled @ own["heads"]["classification"]["kernel"], atol=1e-4)
 
 
+def test_a_language_model_speaks_beside_other_heads(params):
+    """The same words as without them, under a name of their own, and no parameters more."""
+    batch = BATCHES["left"]
+    words = gpt.GPT(CONFIG).apply({"params": params}, **batch)["logits"]
+    alone = heads.Classification(5)
+    own = params | {"heads": {"classification": {"kernel": jnp.linspace(-1, 1, 160).reshape(32, 5)}}}
+    expected = gpt.GPT(CONFIG, (alone,)).apply({"params": own}, **batch)["logits"]
+    both = gpt.GPT(CONFIG, (heads.LanguageModel(), alone))
+    found = both.apply({"params": own}, **batch)
+    np.testing.assert_array_equal(found["prediction_logits"], words)
+    np.testing.assert_array_equal(found["logits"], expected)
+    found = both.apply({"params": own}, **batch, logits=False)
+    assert "prediction_logits" not in found and found["unembedding"].vocab_size == CONFIG.vocab_size
+    np.testing.assert_array_equal(found["unembedding"].logits(), words)
+    shapes = jax.eval_shape(both.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    assert jax.tree.structure(shapes) == jax.tree.structure(own)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
