@@ -70,7 +70,7 @@ class Labelled:
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
         options = {"batch_size": batch_size, "max_length": self.length, "buckets": self.buckets, "seed": seed}
         made = batches.padded(cache, pad_id=tokenizer.pad_id, **options)
-        return batches.Mapped(made, _with_next) if self.auxiliary else made
+        return batches.Mapped(made, with_next) if self.auxiliary else made
 
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         tokens = (rows, *self.axes, self.length)
@@ -113,7 +113,7 @@ class Labelled:
         return [np.stack([next(found)["logits"] for _ in records]) for records in examples]
 
 
-def _with_next(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_next(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """With the token after each, and whether it counts: padding and rows of weight 0 do not."""
     ids, mask, weights = (batch[name] for name in ("input_ids", "attention_mask", "weights"))
     after, counts = np.zeros_like(ids), np.zeros(ids.shape, np.float32)
