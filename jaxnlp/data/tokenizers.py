@@ -118,6 +118,26 @@ class Tokenizer:
         """What a masked language model fills in; None where there is no such token."""
         return next((i for i in map(self.backend.token_to_id, ("[MASK]", "<mask>")) if i is not None), None)
 
+    def extended(self, tokens: Sequence[str]) -> "Tokenizer":
+        """This one with more special tokens, whose ids follow its own; what is special already stays as it is.
+
+        Raises:
+            ValueError: of a name that is a word of the vocabulary, and of a tokenizer that has no place for more.
+        """
+        if not tokens:
+            return self
+        if isinstance(self.backend, SentencePiece) or self.target is not self:
+            kind = "a SentencePiece model" if isinstance(self.backend, SentencePiece) else "a pair of them"
+            raise ValueError(
+                f"tokens {', '.join(tokens)} for a tokenizer that is {kind}; allowed: tokenizer.json of one"
+            )
+        known = {token: self.backend.token_to_id(token) for token in tokens}
+        if words := [token for token, id in known.items() if id is not None and id not in self.special_ids]:
+            raise ValueError(f"tokens: {words[0]!r} is a word of the vocabulary; allowed: names that are none")
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.add_special_tokens(list(tokens))
+        return Tokenizer(backend)
+
     @functools.cached_property
     def special_ids(self) -> tuple[int, ...]:
         """Those that stand for no text, and for text that is not known."""
