@@ -1,10 +1,10 @@
 """Texts as a body reads them: with the tokens that begin, part and end them, and cut to a length.
 
-    tokenizer of     one text             a pair                                     token_type_ids
-    BERT             [CLS] a [SEP]        [CLS] a [SEP] b [SEP]                      0 of a, 1 of b, each with its [SEP]
-    RoBERTa          <s> a </s>           <s> a </s> </s> b </s>                     none
-    GPT              a <|endoftext|>      a <|endoftext|> b <|endoftext|>            none
-      with MARKS     _start_ a _classify_    _start_ a _delimiter_ b _classify_      none
+    tokenizer of    one text                a pair                                 token_type_ids
+    BERT            [CLS] a [SEP]           [CLS] a [SEP] b [SEP]                  0 of a, 1 of b, each with its [SEP]
+    RoBERTa         <s> a </s>              <s> a </s> </s> b </s>                 none
+    GPT             a <|endoftext|>         a <|endoftext|> b <|endoftext|>        none
+      with MARKS    _start_ a _classify_    _start_ a _delimiter_ b _classify_     none
 
 MARKS are GPT-1's tokens, which its vocabulary gets at fine-tuning: init=Pretrained(…, tokens=MARKS) (Radford et al.,
 2018, section 3.3 and figure 1). A pair that is too long loses the end of its longer text (Devlin et al., 2019; as
@@ -26,11 +26,7 @@ from jaxnlp.tasks.task import Batch, Record
 ROWS = 32  # of a batch of predictions
 PARTS = 2  # widths of such batches from a power of two to the next: a program each, and less padding
 Tokens = Sequence[int] | np.ndarray
-MARKS = (
-    "_start_",
-    "_delimiter_",
-    "_classify_",
-)  # start, delimiter and extract, as the paper's authors name them in code
+MARKS = ("_start_", "_delimiter_", "_classify_")  # start, delimiter and extract: names of the authors' code
 READ = ("input_ids", "attention_mask", "token_type_ids")  # what of a batch the model reads
 
 

@@ -74,7 +74,7 @@ class Labelled:
 
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         tokens = (rows, *self.axes, self.length)
-        ids = ("input_ids", "attention_mask", *(("next_ids",) * bool(self.auxiliary)))
+        ids = ("input_ids", "attention_mask") + ("next_ids",) * bool(self.auxiliary)
         shapes = {name: jax.ShapeDtypeStruct(tokens, jnp.int32) for name in ids}
         shapes |= {name: jax.ShapeDtypeStruct((rows,), jnp.float32) for name in ("labels", "weights")}
         return shapes | ({"next_weights": jax.ShapeDtypeStruct(tokens, jnp.float32)} if self.auxiliary else {})
@@ -96,8 +96,10 @@ class Labelled:
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """ "loss" is the task's own, so that it says the same with the other beside it and without."""
-        found = dict(means)
-        return found | ({"lm_loss": found.pop("auxiliary") / self.auxiliary} if self.auxiliary else {})
+        if not self.auxiliary:
+            return dict(means)
+        own = {name: value for name, value in means.items() if name != "auxiliary"}
+        return own | {"lm_loss": means["auxiliary"] / self.auxiliary}
 
     def logits(
         self,
