@@ -29,12 +29,13 @@ from tokenizers import processors
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import is_remote
-from jaxnlp.interop import bert, gpt2, marian
+from jaxnlp.interop import bert, gpt, marian
 from jaxnlp.interop.tables import Row, as_json
+from jaxnlp.models.heads import LanguageModel
 from jaxnlp.nn.blocks import unstack_layers
 from jaxnlp.tasks.inputs import template
 
-FAMILIES = {**bert.DIALECTS, "gpt2": gpt2, "marian": marian}  # by the model_type of config.json
+FAMILIES = {**bert.DIALECTS, **gpt.DIALECTS, "marian": marian}  # by the model_type of config.json
 SETTINGS = (  # a later one's count
     *("tokenizer_config.json", "config.json", "generation_config.json"),
     *("sentence_bert_config.json", "1_Pooling/config.json"),  # of sentence-transformers
@@ -199,9 +200,12 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
             f"the model {type(config).__module__}; allowed with format='huggingface': {', '.join(FAMILIES)}"
         )
     family, heads = FAMILIES[kind], task.heads
-    made = [name for name, types in family.ARCHITECTURES.items() if types == tuple(map(type, heads))]
+    made = _classes(family, heads)
+    if not made:  # of a language model beside another head nothing has to be kept: it has no parameters
+        heads = tuple(head for head in heads if not isinstance(head, LanguageModel))
+        made = _classes(family, heads)
     if not made:
-        raise ValueError(f"a {kind} with the heads {heads}; transformers has: {', '.join(family.ARCHITECTURES)}")
+        raise ValueError(f"a {kind} with the heads {task.heads}; transformers has: {', '.join(family.ARCHITECTURES)}")
     path = pathlib.Path(path).expanduser()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} is there already; allowed: a new folder, or an empty one")
@@ -222,6 +226,10 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
         for name, content in files.items():
             (folder / name).write_bytes(content)
         folder.replace(path)
+
+
+def _classes(family: Any, heads: tuple[Any, ...]) -> list[str]:
+    return [name for name, types in family.ARCHITECTURES.items() if types == tuple(map(type, heads))]
 
 
 def _tokenizer_files(tokenizer: Tokenizer, ends: bool) -> dict[str, bytes]:
