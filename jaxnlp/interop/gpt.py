@@ -80,7 +80,11 @@ class Dialect:
 
     def config(self, settings: Mapping[str, Any], names: Container[str]) -> gpt.Config:
         double = heads.Choice in self.ARCHITECTURES[settings["architectures"]]
-        made = fields({"n_inner": None, **settings}, self.same, self.fixed | (SUMMARY if double else {}))
+        made = fields(
+            {"n_inner": None, "intermediate_size": None, **settings},
+            self.same,
+            self.fixed | (SUMMARY if double else {}),
+        )
         if self.kind == "gpt_neo":
             made["windows"] = _windows(settings, made["n_layers"])
         return gpt.Config(**made, **self.form)
@@ -185,11 +189,12 @@ def _inputs_first(ours: str, theirs: str, axes: str, shape: str, inputs: str = "
 
 def _windows(settings: Mapping[str, Any], n_layers: int) -> tuple[int | None, ...]:
     """The shortest cycle of windows that GPT-Neo's settings say."""
-    kinds = [kind for kinds, times in settings["attention_types"] for kind in kinds * times]
+    types = settings.get("attention_types", [[["global", "local"], 12]])
+    kinds = [kind for kinds, times in types for kind in kinds * times]
     if len(kinds) != n_layers or not set(kinds) <= {"global", "local"}:
-        raise ValueError(f"attention_types={settings['attention_types']}; allowed: global and local, {n_layers} in all")
+        raise ValueError(f"attention_types={types}; allowed: global and local, {n_layers} in all")
     cycle = next(n for n in range(1, n_layers + 1) if n_layers % n == 0 and kinds[:n] * (n_layers // n) == kinds)
-    return tuple(None if kind == "global" else settings["window_size"] for kind in kinds[:cycle])
+    return tuple(None if kind == "global" else settings.get("window_size", 256) for kind in kinds[:cycle])
 
 
 def _attention_types(c: gpt.Config) -> dict[str, Any]:

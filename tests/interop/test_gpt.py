@@ -51,8 +51,8 @@ def written(path, name, golden, change=lambda tensors: tensors, **settings):
     path.mkdir()
     tensors = change(tensors_of(name, golden))
     safetensors.numpy.save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    own = json.loads(golden[f"{name}/config"].tobytes()) | {"bos_token_id": None, "eos_token_id": None}
-    own = {key: value for key, value in own.items() if key not in ("bos_token_id", "eos_token_id")}
+    own = json.loads(golden[f"{name}/config"].tobytes())
+    own |= {key: tokenizer_of(name).eos_id for key in ("bos_token_id", "eos_token_id")}
     (path / "config.json").write_text(json.dumps(own | settings))
     tokenizer_of(name).save(path / "tokenizer.json")
     return path
