@@ -10,11 +10,9 @@ algorithm, the most frequent pair first, 300 times.
 import collections
 import json
 import pathlib
-import runpy
 
 import numpy as np
 
-TEXTS = runpy.run_path(str(pathlib.Path(__file__).with_name("wordpiece.py")))["TEXTS"]
 MERGES = 300
 
 
@@ -45,6 +43,7 @@ def learned(words: collections.Counter) -> tuple[dict[str, int], list[tuple[str,
 
 def arrays() -> dict[str, np.ndarray]:
     import transformers
+    from wordpiece import TEXTS
 
     backend = transformers.OpenAIGPTTokenizer()._tokenizer
     words = collections.Counter()
