@@ -229,7 +229,7 @@ class Heads(nn.Module):
         for head in self.heads:
             found = head(body)
             if isinstance(whole := found.get(head.output), Unembedding):
-                found = {head.output: whole.logits()} if logits else {"unembedding": whole}
+                found = {head.output: _by_choice(whole.logits(), body)} if logits else {"unembedding": whole}
             outputs |= {self._public(name): x for name, x in found.items()}
         return outputs
 
@@ -237,3 +237,7 @@ class Heads(nn.Module):
         if {type(head) for head in self.heads} == {LanguageModel, Choice}:
             return DOUBLE.get(output, output)
         return "logits" if [output] == [head.output for head in self.heads] else output
+
+
+def _by_choice(logits: Float[Array, "B T V"], body: Body) -> Float[Array, "*B T V"]:
+    return logits.reshape(-1, *body.choices, *logits.shape[1:]) if body.choices else logits

@@ -358,7 +358,9 @@ class Stack(nn.Module):
             first = jax.tree.map(lambda leaf: leaf[0], (cache, memory))
             return block.clone(deterministic=True).init(key, x, masks[0], *first, memory_mask)["params"]
 
-        params = self.param("layers", lambda key: jax.lax.map(initial, jax.random.split(key, self.n_layers)))
+        if self.is_initializing():
+            self.param("layers", lambda key: jax.lax.map(initial, jax.random.split(key, self.n_layers)))
+        params = self.get_variable("params", "layers")  # whose shapes each block checks
         keys = jax.random.split(self.make_rng("dropout"), self.n_layers) if self.has_rng("dropout") else None
         sown = ["intermediates"] if self.is_mutable_collection("intermediates") else []
 
