@@ -6,8 +6,9 @@
 Sizes, batch and learning rate are those of table 2.1, the rest is appendix B's: 300 billion tokens, warmup over 375
 million, cosine to a tenth at 260 billion, AdamW (0.9, 0.95, 1e-8), clipping at 1, decay 0.1. Rows are of 2,048 tokens,
 and batches the nearest multiple of 256 rows, which pods can cut: 1,536 for the 3.2 million tokens of 175B. No dropout;
-bfloat16 products, layers scanned and recomputed: for accelerators. The paper's batch grows over the first billions of
-tokens; this one is whole from the start, and its banded layers are dense. All that is not said here is gpt2.py's.
+bfloat16 products, layers scanned and recomputed: for accelerators. Every second layer sees a band of 256 tokens, whose
+width the paper leaves open (models/gpt.py). The paper's batch grows from 32,000 tokens over the first 4 to 12 billion;
+this one is whole from the start. All that is not said here is gpt2.py's.
 """
 
 import dataclasses

@@ -3,10 +3,10 @@
     jaxnlp train translation_story --architecture transformer --data-dir DIR     # lstm, lstm-attention, causal, prefix
     jaxnlp evaluate runs/translation_story --split test_2016 --data-dir DIR
 
-29,000 pairs, one byte-level vocabulary of 4,000 words, 4,000 steps of up to 512 source and 512 target tokens (three and a
-half epochs), beam 5, label smoothing 0.1, between 1.6 and 2.1 million parameters. The Transformer is the tiny one of Wu
-et al., 2021, who gave it 8,000 steps of 8,192 tokens, post-norm; here its blocks norm first, as those of the decoders
-alone do, of which each has its eight layers. Dropout is 0.1, of the LSTMs 0.3. All five in one table:
+29,000 pairs, one byte-level vocabulary of 4,000 words, 4,000 steps of up to 512 source and 512 target tokens, three and
+a half epochs; beam 5, label smoothing 0.1, between 1.6 and 2.1 million parameters. The Transformer is the tiny one of
+Wu et al., 2021, who gave it 8,000 steps of 8,192 tokens, post-norm; here its blocks norm first, as those of the
+decoders alone do, of which each has its eight layers. Dropout is 0.1, of the LSTMs 0.3. All five in one table:
 `experiments/studies/translation_story.py`.
 """
 

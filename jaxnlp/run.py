@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained
 from jaxnlp.interop import huggingface
+from jaxnlp.models.heads import speaks
 from jaxnlp.tasks import generation, words
 from jaxnlp.tasks.task import Points, sown
 from jaxnlp.training import loop, pretrained
@@ -77,11 +78,11 @@ class Run:
 
     def generate(self, prompts: Sequence[str], **options: Any) -> list[str]:
         """The text that goes on from each prompt: see `jaxnlp.tasks.generation.generate` for the options."""
-        if self.model.heads:
+        if not speaks(self.model.heads):
             raise ValueError(
                 f"this run has the heads {self.model.heads}, and no language model's output to generate with"
             )
-        return generation.generate(self.model, self.params, self.tokenizer, prompts, **options)
+        return generation.generate(self.config.build(), self.params, self.tokenizer, prompts, **options)
 
     def predict(self, items: Sequence[Any], *, task: Any = None) -> list[dict[str, Any]]:
         """What the task says of each item: a class with its probability, for instance, or the span that is an answer.

@@ -113,6 +113,7 @@ ALIKE = {
     "bert_docs_tagging",
     "bert_pretrain",
     "glue",
+    "gpt1_books",
     "gpt3",
     "rnnsearch_wmt14",
     "sentences",

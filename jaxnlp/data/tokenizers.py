@@ -13,6 +13,7 @@ text like any other, so that no document can forge the end of a document. Traini
 
 Byte-level BPE: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019 (any text, exactly).
 WordPiece: Devlin et al., "BERT", 2019; Schuster and Nakajima, 2012 (normalised text; longest match first).
+GPT-1's BPE: Radford et al., 2018; Sennrich et al., 2016 (normalised text; </w> ends a word), of files alone.
 """
 
 import base64
@@ -35,6 +36,12 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from jaxnlp.files import write_atomically
 
 END = "<|endoftext|>"  # GPT-2's end of text; also begins a text and pads
+WORD_END = "</w>"  # how a GPT-1 token ends with which a word does
+BPE_FILES = (  # of GPT-2 or GPT-1 by transformers, and by OpenAI
+    ("vocab.json", "merges.txt"),
+    ("encoder.json", "vocab.bpe"),
+    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
+)
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -98,15 +105,15 @@ class Tokenizer:
 
     @property
     def eos_id(self) -> int:
-        return self._first(END, "[SEP]", "</s>")
+        return self._first(END, "[SEP]", "</s>", "<unk>")  # GPT-1 has no end: <unk>, which it never saw, stands for it
 
     @property
     def bos_id(self) -> int:
-        return self._first(END, "[CLS]", "<s>", "<pad>")  # Marian begins with <pad>
+        return self._first(END, "[CLS]", "<s>", "<pad>", "<unk>")  # Marian begins with <pad>
 
     @property
     def pad_id(self) -> int:
-        return self._first("[PAD]", "<pad>", END)
+        return self._first("[PAD]", "<pad>", END, "<unk>")
 
     @property
     def unk_id(self) -> int | None:
@@ -117,6 +124,26 @@ class Tokenizer:
     def mask_id(self) -> int | None:
         """What a masked language model fills in; None where there is no such token."""
         return next((i for i in map(self.backend.token_to_id, ("[MASK]", "<mask>")) if i is not None), None)
+
+    def extended(self, tokens: Sequence[str]) -> "Tokenizer":
+        """This one with more special tokens, whose ids follow its own; what is special already stays as it is.
+
+        Raises:
+            ValueError: of a name that is a word of the vocabulary, and of a tokenizer that has no place for more.
+        """
+        if not tokens:
+            return self
+        if isinstance(self.backend, SentencePiece) or self.target is not self:
+            kind = "a SentencePiece model" if isinstance(self.backend, SentencePiece) else "a pair of them"
+            raise ValueError(
+                f"tokens {', '.join(tokens)} for a tokenizer that is {kind}; allowed: tokenizer.json of one"
+            )
+        known = {token: self.backend.token_to_id(token) for token in tokens}
+        if words := [token for token, id in known.items() if id is not None and id not in self.special_ids]:
+            raise ValueError(f"tokens: {words[0]!r} is a word of the vocabulary; allowed: names that are none")
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.add_special_tokens(list(tokens))
+        return Tokenizer(backend)
 
     @functools.cached_property
     def special_ids(self) -> tuple[int, ...]:
@@ -150,9 +177,11 @@ class Tokenizer:
     def byte_lengths(self) -> Int[np.ndarray, " V"] | None:
         """UTF-8 bytes of text that each id stands for: 0 for special tokens, and for <unk>, whose bytes are not known.
 
-        None where ids do not spell the text exactly (WordPiece, SentencePiece).
+        None where ids do not spell the text exactly (WordPiece, SentencePiece, GPT-1's BPE).
         """
         if isinstance(self.backend, SentencePiece) or isinstance(self.backend.model, models.WordPiece):
+            return None
+        if self.backend.normalizer is not None:  # GPT-1's BPE, of small letters alone
             return None
         special = {*self.backend.get_added_tokens_decoder(), self.unk_id}
         tokens = ["" if i in special else self.token(i) for i in range(self.vocab_size)]
@@ -194,14 +223,14 @@ class Tokenizer:
                 raise ValueError(f"tokenizer {file}: not a tokenizer.json: {error}") from error
         if {"source.spm", "target.spm", "vocab.json"} <= folder:
             return _marian(path, "target_vocab.json" if "target_vocab.json" in folder else "vocab.json")
-        for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        for vocab, merges in BPE_FILES:
             if {vocab, merges} <= folder:
-                return cls(_gpt2(path / vocab, path / merges))
+                return cls(_bpe(path / vocab, path / merges))
         if "vocab.txt" in folder:
             return cls(_bert(path / "vocab.txt"))
         raise FileNotFoundError(
             f"tokenizer {path}: found {', '.join(sorted(folder)) or 'nothing'}; allowed: a tokenizer.json, or a folder"
-            " with tokenizer.json, vocab.json + merges.txt, encoder.json + vocab.bpe, vocab.txt, or source.spm +"
+            f" with tokenizer.json, {', '.join(' + '.join(pair) for pair in BPE_FILES)}, vocab.txt, or source.spm +"
             " target.spm + vocab.json"
         )
 
@@ -308,9 +337,9 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer that exists: tokenizer.json, or a folder with it, with GPT-2's vocab.json + merges.txt (OpenAI's
-    encoder.json + vocab.bpe are the same files), with BERT's vocab.txt, or with Marian's source.spm + target.spm +
-    vocab.json."""
+    """A tokenizer that exists: tokenizer.json, or a folder with it, with GPT-2's or GPT-1's vocab.json + merges.txt
+    (OpenAI's encoder.json + vocab.bpe, and encoder_bpe_40000.json + vocab_40000.bpe, are the same files), with BERT's
+    vocab.txt, or with Marian's source.spm + target.spm + vocab.json."""
 
     path: str  # of the file or the folder
 
@@ -429,11 +458,26 @@ def _wordpiece(
     return backend
 
 
-def _gpt2(vocab: epath.Path, merges: epath.Path) -> tokenizers.Tokenizer:
+def _bpe(vocab: epath.Path, merges: epath.Path) -> tokenizers.Tokenizer:
+    words = json.loads(vocab.read_text(encoding="utf-8"))
+    if END not in words and any(word.endswith(WORD_END) for word in words):
+        return _gpt1(vocab, merges)
     backend = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
     if backend.token_to_id(END) is None:
         raise ValueError(f"tokenizer {vocab}: found no {END}; allowed: GPT-2's vocabulary, which has it")
     backend.add_special_tokens([END])
+    return backend
+
+
+def _gpt1(vocab: epath.Path, merges: epath.Path) -> tokenizers.Tokenizer:
+    """As transformers reads it, which parts words as BERT does; OpenAI's code, by ftfy and spaCy, parts some others."""
+    options = {"unk_token": "<unk>", "end_of_word_suffix": WORD_END, "fuse_unk": False}
+    backend = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges), **options))
+    if backend.token_to_id("<unk>") is None:
+        raise ValueError(f"tokenizer {vocab}: found no <unk>; allowed: GPT-1's vocabulary, which has it")
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.BPEDecoder(suffix=WORD_END)
     return backend
 
 

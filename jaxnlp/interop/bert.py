@@ -16,15 +16,11 @@ from typing import Any
 import numpy as np
 
 from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.interop.labels import settings_of, task_of
 from jaxnlp.interop.tables import Row, fields, from_heads, norm, product
 from jaxnlp.models import bert, heads
-from jaxnlp.tasks.classification import Classification, NextSentence
 from jaxnlp.tasks.embedding import Embedding
 from jaxnlp.tasks.masked_lm import MaskedLM
-from jaxnlp.tasks.multiple_choice import MultipleChoice
-from jaxnlp.tasks.regression import Regression
-from jaxnlp.tasks.span_qa import SpanQA
-from jaxnlp.tasks.tagging import Tagging
 
 Heads = tuple[heads.Head, ...]
 
@@ -100,12 +96,9 @@ class Dialect:
         width = next(theirs for theirs, ours in self.same.items() if ours == "d_ff")
         activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == c.activation)
         fixed = {theirs: allowed for theirs, (allowed, _) in self.fixed.items()}
-        named = getattr(task, "labels", ("score",) if isinstance(task, Regression) else None)
-        labels = {} if named is None or types == (heads.NextSentence,) else _named(named)
-        kinds = {"problem_type": "regression"} if isinstance(task, Regression) else {}
         values |= {width: c.ff_width, "max_position_embeddings": c.n_positions + self.skip}
         acts = "activation" if self.kind == "distilbert" else "hidden_act"
-        return values | fixed | {acts: activation} | labels | kinds
+        return values | fixed | {acts: activation} | settings_of(task)
 
     def rows(self, c: bert.Config, found: Heads) -> list[Row]:
         stem = f"{self.kind}." if found else ""
@@ -184,29 +177,13 @@ class Dialect:
 
     def task(self, settings: Mapping[str, Any], names: Container[str]) -> Any:
         types, length = self._types(settings, names), settings["max_position_embeddings"] - self.skip
-        labels = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(settings.get("num_labels", 2))}
-        if set(labels) != set(map(str, range(len(labels)))):
-            raise ValueError(f"id2label={labels}; allowed: a name for each of 0 … {len(labels) - 1}")
-        labels = tuple(str(labels[str(i)]) for i in range(len(labels)))
         if types == ():
             pooling = next((ours for theirs, ours in POOLINGS.items() if settings.get(theirs)), "mean")
             longest = min(settings.get("max_seq_length") or length, length)
             return Embedding(pooling=pooling, normalize=settings["normalize"], length=longest)
         if types[0] is heads.MaskedLM:
             return MaskedLM(length=length, next_sentence=len(types) > 1)
-        if types == (heads.Tagging,):
-            return Tagging(labels=labels, length=length, overlap=min(32, length // 4))
-        if types == (heads.NextSentence,):
-            return NextSentence(length=length)
-        if types == (heads.Classification,):
-            if settings.get("problem_type") == "multi_label_classification":
-                raise ValueError("problem_type='multi_label_classification'; allowed: one label a text, or regression")
-            regression = settings.get("problem_type") == "regression" or len(labels) == 1
-            return Regression(length=length) if regression else Classification(labels=labels, length=length)
-        if types == (heads.Span,):
-            length = min(length, SpanQA.length)
-            return SpanQA(length=length, stride=length // 3, max_question_tokens=length // 6)
-        return MultipleChoice(length=length)
+        return task_of(types[0], settings, length)
 
     def _types(self, settings: Mapping[str, Any], names: Container[str]) -> tuple[type, ...]:
         """Of the heads; files of a masked language model may hold the next sentence's head as well."""
@@ -226,11 +203,6 @@ POOLED = (heads.Classification, heads.Choice, heads.NextSentence)  # heads that 
 def _dense(ours: str, theirs: str) -> list[Row]:
     """Of what has its inputs first here."""
     return [Row(f"{ours}/kernel", "d f", f"{theirs}.weight", "f d"), Row(f"{ours}/bias", "f", f"{theirs}.bias", "f")]
-
-
-def _named(labels: tuple[str, ...]) -> dict[str, Any]:
-    by_id = {str(i): label for i, label in enumerate(labels)}
-    return {"id2label": by_id, "label2id": {label: int(i) for i, label in by_id.items()}}
 
 
 _BERT = Dialect(

@@ -29,12 +29,13 @@ from tokenizers import processors
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import is_remote
-from jaxnlp.interop import bert, gpt2, marian
+from jaxnlp.interop import bert, gpt, marian
 from jaxnlp.interop.tables import Row, as_json
+from jaxnlp.models.heads import LanguageModel
 from jaxnlp.nn.blocks import unstack_layers
 from jaxnlp.tasks.inputs import template
 
-FAMILIES = {**bert.DIALECTS, "gpt2": gpt2, "marian": marian}  # by the model_type of config.json
+FAMILIES = {**bert.DIALECTS, **gpt.DIALECTS, "marian": marian}  # by the model_type of config.json
 SETTINGS = (  # a later one's count
     *("tokenizer_config.json", "config.json", "generation_config.json"),
     *("sentence_bert_config.json", "1_Pooling/config.json"),  # of sentence-transformers
@@ -199,9 +200,12 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
             f"the model {type(config).__module__}; allowed with format='huggingface': {', '.join(FAMILIES)}"
         )
     family, heads = FAMILIES[kind], task.heads
-    made = [name for name, types in family.ARCHITECTURES.items() if types == tuple(map(type, heads))]
+    made = _classes(family, heads)
+    if not made:  # of a language model beside another head nothing has to be kept: it has no parameters
+        heads = tuple(head for head in heads if not isinstance(head, LanguageModel))
+        made = _classes(family, heads)
     if not made:
-        raise ValueError(f"a {kind} with the heads {heads}; transformers has: {', '.join(family.ARCHITECTURES)}")
+        raise ValueError(f"a {kind} with the heads {task.heads}; transformers has: {', '.join(family.ARCHITECTURES)}")
     path = pathlib.Path(path).expanduser()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} is there already; allowed: a new folder, or an empty one")
@@ -224,6 +228,10 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
         folder.replace(path)
 
 
+def _classes(family: Any, heads: tuple[Any, ...]) -> list[str]:
+    return [name for name, types in family.ARCHITECTURES.items() if types == tuple(map(type, heads))]
+
+
 def _tokenizer_files(tokenizer: Tokenizer, ends: bool) -> dict[str, bytes]:
     """tokenizer.json, which with `ends` puts special tokens round texts, and what transformers wants to know of it."""
     backend, form, whole = tokenizer.backend, template(tokenizer), json.loads(tokenizer.to_json())
@@ -232,6 +240,8 @@ def _tokenizer_files(tokenizer: Tokenizer, ends: bool) -> dict[str, bytes]:
     if form.start:
         names |= {"cls": form.start[0], "sep": form.end[0], "mask": tokenizer.mask_id}
     own |= {f"{name}_token": tokenizer.token(id) for name, id in names.items() if id is not None}
+    if tokenizer.eos_id == tokenizer.unk_id:  # GPT-1's, which has none but that
+        own = {name: value for name, value in own.items() if name not in ("eos_token", "bos_token", "pad_token")}
     if form.segments:
         own["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     if ends and not whole.get("post_processor"):

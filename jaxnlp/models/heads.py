@@ -43,11 +43,13 @@ class Body(NamedTuple):
     pooled: Float[Array, "B D"] | None = None  # BERT's state of the whole text
     whole: Literal["first", "last"] = "last"  # the token at whose state the whole text is read
     tokens: Float[Array, "V D"] | None = None  # the table that a masked language model is tied to
+    words: Unembedding | None = None  # a language model's
     config: Any = None  # the body's sizes
     init: Callable[..., Array] = nn.initializers.normal(0.02)
     drop: Callable[[Array], Array] = lambda x: x  # dropout before a product
     masked_positions: Int[Array, "B M"] | None = None
     choices: tuple[int, ...] = ()  # (C,) where each C rows are choices of one example
+    choice_positions: Int[Array, " B"] | None = None  # of the token at whose state a choice is read, in each row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Classification:
 class Choice:
     """One logit a choice, [B, C], from the pooled state of the question with each (Radford et al., 2018, figure 1).
 
-    Without the axis of choices, one a row, [B].
+    Without the axis of choices, one a row, [B]. The bias, to which a softmax over choices is blind, is transformers'.
     """
 
     pooling: Literal["first", "last", "mean"] | None = None
@@ -84,10 +86,13 @@ class Choice:
     output: ClassVar[str] = "logits"
 
     def __call__(self, body: Body) -> dict[str, Float[Array, "B *C"]]:
-        pooled = self.pooling is None and body.pooled is not None
-        state = body.pooled if pooled else pool(body.hidden, body.attention_mask, self.pooling or body.whole)
-        logits = _dense(self, body, 1, use_bias=pooled)(body.drop(state))
-        return {self.output: logits.reshape(-1, *body.choices)}
+        if body.choice_positions is not None:
+            state = jnp.take_along_axis(body.hidden, body.choice_positions[:, None, None], axis=1)[:, 0]
+        elif self.pooling is None and body.pooled is not None:
+            state = body.pooled
+        else:
+            state = pool(body.hidden, body.attention_mask, self.pooling or body.whole)
+        return {self.output: _dense(self, body, 1)(body.drop(state)).reshape(-1, *body.choices)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +154,22 @@ class MaskedLM:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """logits = x_t tokens' of the next word, beside other heads: what a decoder without heads gives by itself.
+
+    Its loss helps those heads to learn (Radford et al., 2018, eq. 5). It has no parameters: they are the body's.
+    """
+
+    name: ClassVar[str] = "language_model"
+    output: ClassVar[str] = "prediction_logits"
+
+    def __call__(self, body: Body) -> dict[str, Unembedding]:
+        if body.words is None:
+            raise ValueError("the head LanguageModel() on a body that is no language model; allowed: MaskedLM()")
+        return {self.output: body.words}
+
+
 class _Words(nn.Module):
     """The parameters of `MaskedLM`."""
 
@@ -165,7 +186,16 @@ class _Words(nn.Module):
         return Unembedding(hidden, tokens, bias, self.vocab_size)
 
 
-Head = Classification | Choice | Tagging | Span | NextSentence | MaskedLM
+Head = Classification | Choice | Tagging | Span | NextSentence | MaskedLM | LanguageModel
+
+
+def speaks(heads: tuple[Head, ...]) -> bool:
+    """Whether a language model's output is among what a decoder with those heads gives."""
+    return not heads or any(isinstance(head, LanguageModel) for head in heads)
+
+
+# What GPT2DoubleHeadsModel calls the outputs of a language model and of a choice beside it.
+DOUBLE = {LanguageModel.output: "logits", Choice.output: "mc_logits"}
 
 
 def _dense(head: Head, body: Body, n_outputs: int, *, use_bias: bool = True) -> nn.Dense:
@@ -189,7 +219,8 @@ def pool(hidden: Float[Array, "B T D"], attention_mask: Int[Array, "B T"] | None
 class Heads(nn.Module):
     """The scope heads/ in which each head makes its parameters. The output of one head alone is called logits.
 
-    With `logits=False` that of a masked language model is an `unembedding`.
+    Of a language model with a choice beside it, the two are called logits and mc_logits. With `logits=False` that of a
+    language model, masked or not, is an `unembedding`.
     """
 
     heads: tuple[Head, ...]
@@ -199,10 +230,16 @@ class Heads(nn.Module):
         outputs = {}
         for head in self.heads:
             found = head(body)
-            if isinstance(head, MaskedLM):
-                whole = found[head.output]
-                found = {head.output: whole.logits()} if logits else {"unembedding": whole}
-            if len(self.heads) == 1 and head.output in found:
-                found = {"logits": found[head.output]}
-            outputs |= found
+            if isinstance(whole := found.get(head.output), Unembedding):
+                found = {head.output: _by_choice(whole.logits(), body)} if logits else {"unembedding": whole}
+            outputs |= {self._public(name): x for name, x in found.items()}
         return outputs
+
+    def _public(self, output: str) -> str:
+        if {type(head) for head in self.heads} == {LanguageModel, Choice}:
+            return DOUBLE.get(output, output)
+        return "logits" if [output] == [head.output for head in self.heads] else output
+
+
+def _by_choice(logits: Float[Array, "B T V"], body: Body) -> Float[Array, "*B T V"]:
+    return logits.reshape(-1, *body.choices, *logits.shape[1:]) if body.choices else logits

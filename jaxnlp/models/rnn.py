@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Int
 
-from jaxnlp.models.heads import Body, Head, Heads, Unembedding
+from jaxnlp.models.heads import Body, Head, Heads, LanguageModel, Unembedding, speaks
 from jaxnlp.nn.cells import CELLS
 from jaxnlp.nn.embeddings import TokenTable
 from jaxnlp.nn.recurrent import Recurrent
@@ -112,12 +112,12 @@ class RNN(nn.Module):
         outputs: dict[str, Any] = {"last_hidden_state": hidden}
         if cache is not None:
             outputs["cache"] = carry
-        if self.heads:
-            return outputs | Heads(self.heads, name="heads")(Body(drop(hidden), attention_mask))
-        output = embed if c.tied else TokenTable(c.vocab_size, c.d_model, name="output")
-        bias = self.param("output_bias", nn.initializers.zeros, output.tokens.shape[:1])
-        unembedding = Unembedding(drop(hidden), output.tokens, bias, c.vocab_size)
-        return outputs | ({"logits": unembedding.logits()} if logits else {"unembedding": unembedding})
+        body = Body(drop(hidden), attention_mask)
+        if speaks(self.heads):
+            output = embed if c.tied else TokenTable(c.vocab_size, c.d_model, name="output")
+            bias = self.param("output_bias", nn.initializers.zeros, output.tokens.shape[:1])
+            body = body._replace(words=Unembedding(body.hidden, output.tokens, bias, c.vocab_size))
+        return outputs | Heads(self.heads or (LanguageModel(),), name="heads")(body, logits)
 
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> Any:
         """The state of every layer before the first token; `length` does not matter."""

@@ -7,8 +7,9 @@
     plain     anywhere         everything; keeps the [T, S] weights for the backward pass        kernels.py
 
 cudnn and pallas take no dropout, no prefix, no offset and no keys spelled out (`seen`), and of window, lengths and
-segment_ids (which can hide all keys from a query) one at a time. The first row that fits is taken: `choose` says which,
-and the tests hold it to this.
+segment_ids (which can hide all keys from a query) one at a time, but for pallas a causal window with segment_ids, which
+hides no token from itself. All skip what lies outside a window: the kernels and blocked by blocks, plain by four parts.
+The first row that fits is taken: `choose` says which, and the tests hold it to this.
 
 Letters: B batch, H heads, T queries, S keys, K head width.
 """
@@ -95,7 +96,8 @@ def _takes(path: str, q_shape, k_shape, dtype, mask: Mask, dropout_rate: float) 
     hidden = [mask.window is not None, mask.lengths is not None, mask.segment_ids is not None]
     square = T == S or not (mask.causal or any(hidden[::2]))
     spelled = mask.prefix is not None or mask.offset is not None or mask.seen is not None
-    if dropout_rate or spelled or sum(hidden) > 1 or not square:
+    both = path == "pallas" and mask.causal and mask.lengths is None
+    if dropout_rate or spelled or (sum(hidden) > 1 and not both) or not square:
         return False
     if path == "pallas":
         return T % (128 * cuts("queries")) == S % 128 == 0

@@ -14,6 +14,7 @@ L layers; N rows of a decoder, B of them or a multiple, with the rows of a sourc
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -137,6 +138,8 @@ class SelfAttention(nn.Module):
     out_init: Initializer
     dtype: Any
     deterministic: bool
+    qkv_bias: bool = True
+    scale: float | None = None  # of the products of queries and keys; None: 1 / sqrt(K)
 
     @nn.compact
     def __call__(
@@ -146,15 +149,22 @@ class SelfAttention(nn.Module):
         if cache is not None:  # branches of a text write and ask like so many tokens of it
             x = x.reshape(len(cache["keys"]), -1, shape[-1])
         project = functools.partial(Projection, dtype=self.dtype)
-        qkv = project((self.n_heads, 3, self.d_head), kernel_init=self.kernel_init, cut=("heads",), name="qkv")(x)
+        qkv = project(
+            (self.n_heads, 3, self.d_head),
+            cut=("heads",),
+            use_bias=self.qkv_bias,
+            kernel_init=self.kernel_init,
+            name="qkv",
+        )(x)
         q, k, v = (x.squeeze(0) for x in jnp.split(jnp.einsum("bthck->cbhtk", qkv), 3))  # unpacking pads each gradient
         if cache is not None:
             k, v = (_write(cache[name], new, mask.offset) for name, new in (("keys", k), ("values", v)))
             cache = {"keys": k, "values": v}
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "attentions", attention_weights(q, k, mask))
+            self.sow("intermediates", "attentions", attention_weights(q, k, mask, scale=self.scale))
         drop = 0.0 if self.deterministic else self.dropout
-        context = attention(q, k, v, mask, dropout_rate=drop, dropout_rng=self.make_rng("dropout") if drop else None)
+        rng = self.make_rng("dropout") if drop else None
+        context = attention(q, k, v, mask, scale=self.scale, dropout_rate=drop, dropout_rng=rng)
         out = project((x.shape[-1],), n_in=2, kernel_init=self.out_init, cut=(None, "heads"), name="out")
         return out(jnp.einsum("bhtk->bthk", context)).reshape(shape), cache
 
@@ -245,6 +255,8 @@ class Block(nn.Module):
     kernel_init: Initializer
     out_init: Initializer  # of the projections that write to the residual stream
     attention_init: Initializer | None = None  # of queries, keys and values; None: kernel_init
+    qkv_bias: bool = True  # of self-attention's
+    attention_scale: float | None = None  # of self-attention's products of queries and keys; None: 1 / sqrt(K)
     dtype: Any = jnp.float32
     deterministic: bool = True
 
@@ -279,7 +291,8 @@ class Block(nn.Module):
         norm_1, norm_2 = norm("norm_1"), norm("norm_2")
         self.sow("intermediates", "hidden_states", x)
         x = _scattered(x)
-        added, cache = SelfAttention(**attends, name="attention")(before(x, norm_1), mask, cache)
+        own = {"qkv_bias": self.qkv_bias, "scale": self.attention_scale}
+        added, cache = SelfAttention(**attends, **own, name="attention")(before(x, norm_1), mask, cache)
         x = after(x, added, norm_1)
         if memory is not None:
             own = norm("norm_cross")
@@ -308,45 +321,76 @@ REMAT = {  # what the backward pass recomputes -> what the forward pass keeps
 class Stack(nn.Module):
     """n_layers blocks, one after another: unrolled as "0", "1", …, or scanned as "layers" with a leading axis L.
 
-    Scanning compiles one block whatever the depth; unrolling runs faster on small models. Cache and memory follow the
-    form: a tuple of L layers', or one whose leaves have an axis L, the cache's second (its rows come first in any
-    form), the memory's first.
+    Scanning compiles one block for each of the windows, whatever the depth; unrolling runs faster on small models.
+    Cache and memory follow the form: a tuple of L layers', or one whose leaves have an axis L, the cache's second (its
+    rows come first in any form), the memory's first. Layers take the windows of their attention in turn.
     """
 
     block: Callable[..., Block]
-    n_layers: int
+    n_layers: int  # scanned: a multiple of the number of windows
     scan: bool = False
     remat: Literal["none", "dots", "full"] = "none"
+    windows: tuple[int | None, ...] = (None,)  # None: the mask as it comes
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "N T D"], mask: Mask, cache: Any = None, memory: Any = None, memory_mask: Mask = Mask()
     ) -> tuple[Float[Array, "N T D"], Any]:
+        masks = [mask.within(window) for window in self.windows]
+        if self.scan:
+            return self._scanned(x, masks, cache, memory, memory_mask)
         body = self.block
         if self.remat != "none":
-            body = _lift(nn.remat, body, policy=REMAT[self.remat], prevent_cse=not self.scan)
-        if self.scan:
-            layers = _lift(
-                nn.scan,
-                body,
-                variable_axes={"params": 0, "intermediates": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, 1, 0, nn.broadcast),
-                out_axes=1,
-                length=self.n_layers,
-            )
-            return layers(name="layers")(x, mask, cache, memory, memory_mask)
+            body = functools.partial(nn.remat(body.func, policy=REMAT[self.remat]), *body.args, **body.keywords)
         of = lambda layers, i: None if layers is None else layers[i]  # noqa: E731
         caches = []
-        for i in range(self.n_layers):
+        for i, mask in zip(range(self.n_layers), itertools.cycle(masks), strict=False):
             x, new = body(name=str(i))(x, mask, of(cache, i), of(memory, i), memory_mask)
             caches.append(new)
         return x, None if cache is None else tuple(caches)
 
+    def _scanned(self, x, masks: list[Mask], cache: Any, memory: Any, memory_mask: Mask):
+        """Over groups of as many layers as there are masks: what a kernel may skip is known before running."""
+        block, n = self.block(parent=None), len(masks)
+        cache = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), cache)
 
-def _lift(transform, block: functools.partial, **options) -> functools.partial:
-    """The transform of the class inside the partial; its fields stay as they are."""
-    return functools.partial(transform(block.func, **options), *block.args, **block.keywords)
+        def initial(key: Array) -> Any:
+            first = jax.tree.map(lambda leaf: leaf[0], (cache, memory))
+            return block.clone(deterministic=True).init(key, x, masks[0], *first, memory_mask)["params"]
+
+        if self.is_initializing():
+            self.param("layers", lambda key: jax.lax.map(initial, jax.random.split(key, self.n_layers)))
+        params = self.get_variable("params", "layers")  # whose shapes each block checks
+        keys = jax.random.split(self.make_rng("dropout"), self.n_layers) if self.has_rng("dropout") else None
+        sown = ["intermediates"] if self.is_mutable_collection("intermediates") else []
+
+        def layer(j: int, mask: Mask, x: Array, group: Any) -> tuple[Array, Any]:
+            params, cache, memory, key = group if n == 1 else jax.tree.map(lambda leaf: leaf[j], group)
+            rngs = {} if key is None else {"dropout": key}
+            given = x, mask, cache, memory, memory_mask
+            (x, cache), seen = block.apply({"params": params}, *given, rngs=rngs, mutable=sown)
+            return x, (cache, seen)
+
+        if self.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=False, static_argnums=0)
+
+        def run(x: Array, group: Any) -> tuple[Array, Any]:
+            made = []
+            for j, mask in enumerate(masks):
+                x, new = layer(j, mask, x, group)
+                made.append(new)
+            return x, made[0] if n == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+
+        layers = params, cache, memory, keys
+        if n > 1:
+            layers = jax.tree.map(lambda leaf: leaf.reshape(-1, n, *leaf.shape[1:]), layers)
+        x, made = jax.lax.scan(run, x, layers)
+        if n > 1:
+            made = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
+        cache, seen = made
+        for name, tree in seen.items():
+            self.put_variable(name, "layers", tree)
+        return x, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), cache)
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,16 @@ class Mask:
     # become a traced array on its way through jit, scan or remat, and kernels could no longer count on it.
     offset: Int[Array, ""] | int | None = None
 
+    def within(self, window: int | None) -> "Mask":
+        """The same, but that no query sees more than so many of its last keys."""
+        if window is None:
+            return self
+        if self.seen is None:
+            return self.replace(window=window)
+        # In a tree of texts the keys of one stand apart, and those that it may see are all before.
+        last = jnp.cumsum(self.seen[:, :, ::-1], axis=2)[:, :, ::-1] <= window
+        return self.replace(seen=self.seen & last)
+
     def to_array(self, T: int, S: int) -> Bool[Array, "b 1 #T S"] | None:
         """True = attend, for T queries and S keys; b or T is 1 where all agree, and None says that all is seen."""
         return self.visible(jnp.arange(T), jnp.arange(S), self.query_segments(T), self.segment_ids)

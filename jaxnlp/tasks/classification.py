@@ -1,6 +1,6 @@
 """Classification of a text or a pair of texts, from the body's state of the whole.
 
-GPT's is that at the end token (Radford et al., 2018, section 3.2), BERT's the pooled one (Devlin et al., 2019, 4.1).
+GPT's is that at the last token (Radford et al., 2018, section 3.2), BERT's the pooled one (Devlin et al., 2019, 4.1).
 
     loss = - sum_b w_b log p(y_b | x_b) / sum_b w_b
     accuracy = sum_b w_b [argmax_y p(y | x_b) = y_b] / sum_b w_b
@@ -9,7 +9,6 @@ Of a whole set also F1 and Matthews' correlation (see metrics.py).
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from jaxnlp import metrics
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import Texts, by_length, outputs, read
+from jaxnlp.tasks.labelled import Texts
 from jaxnlp.tasks.task import Apply, Batch, Record, Sums, Table, confused, number, require
 
 
@@ -34,8 +33,8 @@ class Classification(Texts):
     # The class in an example: its index among `labels`, or its name; -1: unlabelled
 
     @property
-    def heads(self) -> tuple[heads.Head]:
-        return (heads.Classification(len(self.labels)),)
+    def head(self) -> heads.Head:
+        return heads.Classification(len(self.labels))
 
     @property
     def key(self) -> dict[str, Any]:
@@ -61,13 +60,11 @@ class Classification(Texts):
         return super().shapes(rows) | {"labels": jax.ShapeDtypeStruct((rows,), jnp.int32)}
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
-        logits = apply(**read(batch))["logits"]
+        each, beside = self.measured(apply, batch)
+        logits = each.sum(1)  # of both orders: W h_ab + W h_ba = W (h_ab + h_ba)
         loss, weight = cross_entropy(logits, batch["labels"], batch["weights"])
         correct = jnp.sum(batch["weights"] * (logits.argmax(-1) == batch["labels"]))
-        return {"loss": (loss, weight), "accuracy": (correct, weight)}
-
-    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
-        return dict(means)
+        return {"loss": (loss, weight), "accuracy": (correct, weight), **beside}
 
     def score(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
@@ -99,12 +96,9 @@ class Classification(Texts):
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, items: Sequence[Any]
     ) -> list[dict[str, Any]]:
         """{"label", "score", "scores": {label: probability}} for each text, or pair of texts."""
-        run = functools.partial(outputs, model, params)
-        records = self.features(items, tokenizer)
-        found = by_length(run, records, pad_id=tokenizer.pad_id, max_length=self.length)
         results = []
-        for one in found:
-            scores = np.asarray(jax.nn.softmax(one["logits"]), np.float64)
+        for logits in self.logits(model, params, tokenizer, self.records(items, tokenizer)):
+            scores = np.asarray(jax.nn.softmax(logits.sum(0)), np.float64)
             best = int(scores.argmax())
             by_name = dict(zip(self.labels, scores.tolist(), strict=True))
             results.append({"label": self.labels[best], "score": float(scores[best]), "scores": by_name})
@@ -119,5 +113,5 @@ class NextSentence(Classification):
     labels: tuple[str, ...] = ("follows", "random")
 
     @property
-    def heads(self) -> tuple[heads.NextSentence]:
-        return (heads.NextSentence(),)
+    def head(self) -> heads.NextSentence:
+        return heads.NextSentence()

@@ -1,80 +1,34 @@
 """Texts as a body reads them: with the tokens that begin, part and end them, and cut to a length.
 
-    tokenizer of    one text             a pair                             token_type_ids
-    BERT            [CLS] a [SEP]        [CLS] a [SEP] b [SEP]              0 of a, 1 of b, each with its [SEP]
-    RoBERTa         <s> a </s>           <s> a </s> </s> b </s>             none
-    GPT             a <|endoftext|>      a <|endoftext|> b <|endoftext|>    none
+    tokenizer of    one text                a pair                                 token_type_ids
+    BERT            [CLS] a [SEP]           [CLS] a [SEP] b [SEP]                  0 of a, 1 of b, each with its [SEP]
+    RoBERTa         <s> a </s>              <s> a </s> </s> b </s>                 none
+    GPT             a <|endoftext|>         a <|endoftext|> b <|endoftext|>        none
+      with MARKS    _start_ a _classify_    _start_ a _delimiter_ b _classify_     none
 
-A pair that is too long loses the end of its longer text (Devlin et al., 2019; as `longest_first` of transformers).
+MARKS are GPT-1's tokens, which its vocabulary gets at fine-tuning: init=Pretrained(…, tokens=MARKS) (Radford et al.,
+2018, section 3.3 and figure 1). A pair that is too long loses the end of its longer text (Devlin et al., 2019; as
+`longest_first` of transformers).
 """
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from jaxnlp.data import batches
-from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.tasks.task import Batch, Record, require
+from jaxnlp.tasks.task import Batch, Record
 
 ROWS = 32  # of a batch of predictions
 PARTS = 2  # widths of such batches from a power of two to the next: a program each, and less padding
 Tokens = Sequence[int] | np.ndarray
+MARKS = ("_start_", "_delimiter_", "_classify_")  # start, delimiter and extract: names of the authors' code
 READ = ("input_ids", "attention_mask", "token_type_ids")  # what of a batch the model reads
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Texts:
-    """What tasks have in common that say one thing of a text, or of a pair of texts."""
-
-    text: str = "text"  # the feature that holds the text
-    pair: str | None = None  # the feature that holds a second text
-    label: str = "label"  # the feature to learn
-    length: int = 256  # tokens a row at most, special ones too: a longer text keeps its beginning
-    buckets: tuple[int, ...] | None = None  # padded lengths, so that short texts cost less
-
-    @property
-    def key(self) -> dict[str, Any]:
-        own = {"text": self.text, "pair": self.pair, "label": self.label, "length": self.length}
-        return {"task": type(self).__name__.lower(), **own}
-
-    @property
-    def names(self) -> dict[str, str]:
-        """The task's fields that name texts, and the features that they name."""
-        return {"text": self.text} | ({} if self.pair is None else {"pair": self.pair})
-
-    def texts(self, example: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(require(example, feature, field) for field, feature in self.names.items())
-
-    def features(self, items: Sequence[Any], tokenizer: Tokenizer, *, quiet: bool = False) -> list[Record]:
-        """Of texts, or pairs of them: what the model reads. Where no pair is named, both may come."""
-        names = tuple(self.names.values())
-        two = [self.pair is None and isinstance(item, list | tuple) and len(item) == 2 for item in items]
-        texts = [parts(item, (*names, "a second") if two[i] else names) for i, item in enumerate(items)]
-        ids = iter(tokenizer.encode_batch([text for item in texts for text in item]))
-        return fitted([[next(ids) for _ in item] for item in texts], tokenizer, self.length, quiet=quiet)
-
-    def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
-        return batches.padded(
-            cache,
-            batch_size=batch_size,
-            max_length=self.length,
-            pad_id=tokenizer.pad_id,
-            seed=seed,
-            buckets=self.buckets,
-        )
-
-    def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        tokens = jax.ShapeDtypeStruct((rows, self.length), jnp.int32)
-        numbers = jax.ShapeDtypeStruct((rows,), jnp.float32)
-        return {"input_ids": tokens, "attention_mask": tokens, "labels": numbers, "weights": numbers}
 
 
 class Template(NamedTuple):
@@ -113,6 +67,12 @@ class Template(NamedTuple):
 
 
 def template(tokenizer: Tokenizer) -> Template:
+    marks = {tokenizer.token(id): (id,) for id in tokenizer.special_ids}
+    if lacking := [name for name in MARKS if name not in marks]:
+        if len(lacking) < len(MARKS):
+            raise ValueError(f"the tokenizer has no {', '.join(lacking)}; allowed: {', '.join(MARKS)}, or none of them")
+    else:
+        return Template(*(marks[name] for name in MARKS), segments=False)
     end = (tokenizer.eos_id,)
     begins = tokenizer.token(tokenizer.bos_id) in ("[CLS]", "<s>")
     between = end * 2 if tokenizer.token(tokenizer.bos_id) == "<s>" else end
@@ -154,6 +114,17 @@ def read(batch: Batch) -> Batch:
 def outputs(model: nn.Module, params: Mapping[str, Any], inputs: Batch) -> dict[str, Any]:
     """What the model says of a batch, without dropout."""
     return model.apply({"params": params}, **inputs)
+
+
+def stacked(records: Sequence[Record], rows: int, pad_id: int) -> Record:
+    """Records as rows of one, [C, T], with attention_mask; what lacks of `rows` is padding."""
+    T = max(len(record["input_ids"]) for record in records)
+    stacked = {name: np.zeros((rows, T), np.int32) for name in (*records[0], "attention_mask")}
+    stacked["input_ids"][:] = pad_id
+    for i, record in enumerate(records):
+        for name, value in (record | {"attention_mask": np.ones_like(record["input_ids"])}).items():
+            stacked[name][i, : len(value)] = value
+    return stacked
 
 
 def by_length(

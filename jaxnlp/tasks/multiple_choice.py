@@ -11,7 +11,6 @@ Letters: B batch, C choices, T length.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,19 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxnlp.data import batches
-from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import by_length, fitted, outputs, read
+from jaxnlp.tasks.inputs import fitted, stacked
+from jaxnlp.tasks.labelled import Labelled
 from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, number, require
 
 ABSENT = float(np.finfo(np.float32).min)  # a choice's logit that is as good as -inf, and no NaN where all are absent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MultipleChoice:
+class MultipleChoice(Labelled):
     """Which of an example's choices is right."""
 
     context: str = "context"  # the feature that holds what all choices go with
@@ -41,10 +39,10 @@ class MultipleChoice:
     label: str = "label"  # the right choice's number, from 0; -1: unlabelled
     n_choices: int = 4  # in a list at most: fewer are filled up, which costs as much as if they were there
     length: int = 128  # tokens of the context with a choice at most, special ones too
-    buckets: tuple[int, ...] | None = None  # lengths that the longest choice is padded to
     n_shown: int = 8  # examples in the report
 
     def __post_init__(self):
+        super().__post_init__()
         for name, low in (("n_choices", 1), ("length", 5), ("n_shown", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"task.{name}={getattr(self, name)}; allowed: {low} and more")
@@ -52,13 +50,17 @@ class MultipleChoice:
             raise ValueError(f"task.choices={self.choices!r}; allowed: a feature that holds a list, or one and more")
 
     @property
-    def heads(self) -> tuple[heads.Choice]:
-        return (heads.Choice(),)
+    def head(self) -> heads.Choice:
+        return heads.Choice()
 
     @property
     def rows(self) -> int:
         """C of every batch."""
         return self.n_choices if isinstance(self.choices, str) else len(self.choices)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return (self.rows,)
 
     @property
     def key(self) -> dict[str, Any]:
@@ -104,7 +106,7 @@ class MultipleChoice:
                 )
         found = zip(self._records(sides, tokenizer, quiet=True), labels, strict=True)
         return [
-            {**_stacked(records, self.rows, tokenizer.pad_id), "label": np.int32(label)}
+            {**stacked(records, self.rows, tokenizer.pad_id), "label": np.int32(label)}
             for records, label in found
             if label >= 0
         ]
@@ -127,31 +129,15 @@ class MultipleChoice:
         records = iter(fitted(pairs, tokenizer, self.length, quiet=quiet))
         return [[next(records) for _ in texts] for _, texts in sides]
 
-    def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
-        return batches.padded(
-            cache,
-            batch_size=batch_size,
-            max_length=self.length,
-            pad_id=tokenizer.pad_id,
-            seed=seed,
-            buckets=self.buckets,
-        )
-
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        tokens = jax.ShapeDtypeStruct((rows, self.rows, self.length), jnp.int32)
-        labels, weights = (jax.ShapeDtypeStruct((rows,), dtype) for dtype in (jnp.int32, jnp.float32))
-        return {"input_ids": tokens, "attention_mask": tokens, "labels": labels, "weights": weights}
+        return super().shapes(rows) | {"labels": jax.ShapeDtypeStruct((rows,), jnp.int32)}
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
-        rows = {name: x.reshape(-1, x.shape[-1]) for name, x in read(batch).items()}  # [B C, T], which any body reads
-        present = batch["attention_mask"].any(-1)
-        logits = jnp.where(present, apply(**rows)["logits"].reshape(present.shape), ABSENT)
+        each, beside = self.measured(apply, batch)
+        logits = jnp.where(batch["attention_mask"].any(-1), each, ABSENT)
         loss, weight = cross_entropy(logits, batch["labels"], batch["weights"])
         correct = jnp.sum(batch["weights"] * (logits.argmax(-1) == batch["labels"]))
-        return {"loss": (loss, weight), "accuracy": (correct, weight)}
-
-    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
-        return dict(means)
+        return {"loss": (loss, weight), "accuracy": (correct, weight), **beside}
 
     def show(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
@@ -180,13 +166,9 @@ class MultipleChoice:
         """
         items = [self._item(item) for item in items]
         records = self._records([self._sides(item) for item in items], tokenizer)
-        run = functools.partial(outputs, model, params)
-        every = [record for choices in records for record in choices]
-        found = iter(by_length(run, every, pad_id=tokenizer.pad_id, max_length=self.length))
         results = []
-        for item, choices in zip(items, records, strict=True):
-            logits = np.array([next(found)["logits"] for _ in choices], np.float64)
-            scores = np.exp(logits - logits.max())
+        for item, logits in zip(items, self.logits(model, params, tokenizer, records), strict=True):
+            scores = np.exp(logits.astype(np.float64) - logits.max())
             scores /= scores.sum()
             best = int(scores.argmax())
             text = self.options(item)[best]
@@ -213,14 +195,3 @@ class MultipleChoice:
 
 def _name(context: str) -> str:
     return f"the example with context {context[:80]!r}"
-
-
-def _stacked(records: Sequence[Record], rows: int, pad_id: int) -> Record:
-    """Records as rows of one, [C, T], with attention_mask; what lacks of `rows` is padding."""
-    T = max(len(record["input_ids"]) for record in records)
-    stacked = {name: np.zeros((rows, T), np.int32) for name in (*records[0], "attention_mask")}
-    stacked["input_ids"][:] = pad_id
-    for i, record in enumerate(records):
-        for name, value in (record | {"attention_mask": np.ones_like(record["input_ids"])}).items():
-            stacked[name][i, : len(value)] = value
-    return stacked

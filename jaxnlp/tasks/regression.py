@@ -6,7 +6,6 @@ Of a whole set also Pearson's and Spearman's correlations (see metrics.py).
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from flax import linen as nn
 from jaxnlp import metrics
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import Texts, by_length, outputs, read
+from jaxnlp.tasks.labelled import Texts
 from jaxnlp.tasks.task import Apply, Batch, Record, Sums, Table, number, require
 
 
@@ -29,8 +28,8 @@ class Regression(Texts):
     label: str = "score"
 
     @property
-    def heads(self) -> tuple[heads.Classification]:
-        return (heads.Classification(1),)
+    def head(self) -> heads.Classification:
+        return heads.Classification(1)
 
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
         """{"text": "ab", "score": 4.5} -> {"input_ids": [5, 6, 0], "label": 4.5} where 0 is the end token."""
@@ -45,11 +44,9 @@ class Regression(Texts):
         return float(value)
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
-        errors = apply(**read(batch))["logits"][:, 0] - batch["labels"]
-        return {"loss": (jnp.sum(batch["weights"] * jnp.square(errors)), jnp.sum(batch["weights"]))}
-
-    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
-        return dict(means)
+        each, beside = self.measured(apply, batch)
+        errors = each.sum((1, 2)) - batch["labels"]  # of both orders: w h_ab + w h_ba = w (h_ab + h_ba)
+        return {"loss": (jnp.sum(batch["weights"] * jnp.square(errors)), jnp.sum(batch["weights"])), **beside}
 
     def score(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
@@ -70,7 +67,5 @@ class Regression(Texts):
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, items: Sequence[Any]
     ) -> list[dict[str, Any]]:
         """{"score"} for each text, or pair of texts."""
-        run = functools.partial(outputs, model, params)
-        records = self.features(items, tokenizer)
-        found = by_length(run, records, pad_id=tokenizer.pad_id, max_length=self.length)
-        return [{"score": float(one["logits"][0])} for one in found]
+        found = self.logits(model, params, tokenizer, self.records(items, tokenizer))
+        return [{"score": float(logits.sum())} for logits in found]

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxnlp.data.batches import Batches
 from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.models.heads import speaks
 
 Record = dict[str, np.ndarray]  # one example's features: integer arrays, "input_ids" among them
 Batch = Mapping[str, Array | np.ndarray]
@@ -125,8 +126,8 @@ def number(value: Any) -> float:
 
 
 def asked(task: Task) -> float | bool:
-    """The share of a row's tokens whose words are asked for: all of a language model, none under another head."""
-    return getattr(task, "asked", not task.heads)
+    """The share of a row's tokens whose words are asked for: all of a language model, none under other heads."""
+    return getattr(task, "asked", speaks(task.heads))
 
 
 def sown(tree: Mapping[str, Any], name: str) -> Iterator[Any]:

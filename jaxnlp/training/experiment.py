@@ -19,6 +19,8 @@ from jaxnlp.training.optim import Optim
 from jaxnlp.training.parallel import parse
 from jaxnlp.training.serialize import decode, encode
 
+VOCABULARY = r"(.*/)?(tokens|output_bias)"  # paths of the arrays that have a row for each token
+
 # What a resumed run may have changed: nothing that the numbers depend on. Everything else would be another run.
 MAY_CHANGE = r"(.*\.)?data_dir|(log|evaluate|save)_every|keep_(latest|best)|monitor|parallel"
 
@@ -43,11 +45,16 @@ class Pretrained:
     fresh: str | None = None  # keep the initial value, and leave what the checkpoint has there
     drop: str | None = None  # in the checkpoint, not wanted
     grow: str | None = None  # tables with more rows now: the checkpoint's first, the new ones keep the initial value
+    tokens: tuple[str, ...] = ()  # special tokens that its tokenizer gets, and the vocabulary's tables a row for each
     ema: bool = False  # the moving average instead of the parameters
 
     def anew(self, path: str) -> bool:
         """Whether a parameter is not, or not all, the checkpoint's."""
-        return any(pattern is not None and re.fullmatch(pattern, path) for pattern in (self.fresh, self.grow))
+        return self.grows(path) or (self.fresh is not None and re.fullmatch(self.fresh, path) is not None)
+
+    def grows(self, path: str) -> bool:
+        patterns = (self.grow, VOCABULARY if self.tokens else None)
+        return any(pattern is not None and re.fullmatch(pattern, path) for pattern in patterns)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,8 @@ class Experiment:
         if self.lora is not None and (self.init is None or self.optim.freeze is not None):
             found = f"init={self.init}, optim.freeze={self.optim.freeze!r}"
             raise ValueError(f"lora with {found}; allowed: an init to adapt, and no freeze, as the base stays as it is")
+        if self.tokenizer is not None and self.init is not None and self.init.tokens:
+            raise ValueError(f"init.tokens={self.init.tokens} with a tokenizer; allowed: None, the checkpoint's")
         parse(self.parallel)
         if self.monitor not in LOWER_IS_BETTER:
             raise ValueError(f"monitor={self.monitor!r}; allowed: {', '.join(LOWER_IS_BETTER)}")

@@ -161,9 +161,8 @@ def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tupl
         check_same_run(saved, experiment)
         return experiment, Tokenizer.load(folder.tokenizer)
     model, theirs = (None, None) if experiment.init is None else pretrained.base(experiment.init)
-    experiment = dataclasses.replace(experiment, model=experiment.model or model)
     if experiment.tokenizer is None:
-        tokenizer = theirs
+        tokenizer = theirs.extended(experiment.init.tokens)
     else:
         source = open_source(experiment.data.train, data_dir)
         texts = (text for i in range(len(source)) for text in experiment.task.texts(source[i]))
@@ -171,6 +170,9 @@ def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tupl
         tokenizer = Tokenizer.from_json(processes.broadcast(built.to_json() if processes.first() else ""))
         if theirs is not None:
             pretrained.check_tokenizer(experiment.init, theirs, tokenizer)
+    if experiment.model is None:
+        room = max(model.vocab_size, tokenizer.vocab_size) if experiment.init.tokens else model.vocab_size
+        experiment = dataclasses.replace(experiment, model=dataclasses.replace(model, vocab_size=room))
     if tokenizer.vocab_size > experiment.model.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size={experiment.model.vocab_size}; "

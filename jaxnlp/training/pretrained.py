@@ -1,6 +1,7 @@
 """Parameters that start from another run's, with nothing left unexplained.
 
     of the model:        fresh -> initial value;  same shape -> the checkpoint's;  grow -> its rows, then initial ones
+                         tokens -> the rows of its own tokens, then initial ones
     of the checkpoint:   in the model -> as above;  drop, or fresh -> left behind
     anything else        an error that lists every path
 
@@ -26,7 +27,7 @@ from jaxnlp.interop import huggingface
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
 from jaxnlp.training import lora
 from jaxnlp.training.checkpoint import Checkpoints, Step, load_params
-from jaxnlp.training.experiment import Experiment, Pretrained
+from jaxnlp.training.experiment import VOCABULARY, Experiment, Pretrained
 from jaxnlp.training.folder import Folder, open_run
 from jaxnlp.training.step import TrainState
 
@@ -74,12 +75,14 @@ def write(path: epath.PathLike, experiment: Experiment, tokenizer: Tokenizer, pa
 
 def given(spec: Pretrained, state: TrainState, loaded: Params) -> TrainState:
     """The state at the start, with what was read in place of the initial values."""
-    params, base = flatten_dict(state.params, sep="/"), flatten_dict(state.base or {}, sep="/")
-    initial = base | {path: value for path, value in params.items() if not path.startswith("lora/")}
-    merged = flatten_dict(merge(unflatten_dict(initial, sep="/"), loaded, spec), sep="/")
+    params, adapted = flatten_dict(state.params, sep="/"), flatten_dict(state.base or {}, sep="/")
+    initial = adapted | {path: value for path, value in params.items() if not path.startswith("lora/")}
+    grown = any(spec.grows(path) and re.fullmatch(VOCABULARY, path) for path in initial)
+    n_tokens = base(spec)[1].vocab_size if grown else None
+    merged = flatten_dict(merge(unflatten_dict(initial, sep="/"), loaded, spec, n_tokens), sep="/")
     params = unflatten_dict({path: merged.get(path, value) for path, value in params.items()}, sep="/")
-    base = unflatten_dict({path: merged[path] for path in base}, sep="/") or None
-    return state.replace(params=params, base=base, ema=state.ema and jax.tree.map(jnp.copy, params))
+    adapted = unflatten_dict({path: merged[path] for path in adapted}, sep="/") or None
+    return state.replace(params=params, base=adapted, ema=state.ema and jax.tree.map(jnp.copy, params))
 
 
 def base(spec: Pretrained) -> tuple[Any, Tokenizer]:
@@ -110,23 +113,27 @@ def check_tokenizer(spec: Pretrained, base: Tokenizer, own: Tokenizer) -> None:
     )
 
 
-def merge(initial: Params, loaded: Params, spec: Pretrained) -> dict[str, Any]:
-    """The values of `loaded` in the shapes, dtypes, shardings and form (scanned or unrolled) of `initial`."""
+def merge(initial: Params, loaded: Params, spec: Pretrained, n_tokens: int | None = None) -> dict[str, Any]:
+    """The values of `loaded` in the shapes, dtypes, shardings and form (scanned or unrolled) of `initial`.
+
+    A table of the vocabulary that grows keeps the rows of `n_tokens` alone: others fill it up, and stand for nothing.
+    """
     model = flatten_dict(initial, sep="/")
     checkpoint = flatten_dict(_as_in(initial, loaded), sep="/")
     fresh = _matching("fresh", spec.fresh, model, "the model")
     drop = _matching("drop", spec.drop, checkpoint, "the checkpoint")
-    grow = _matching("grow", spec.grow, model, "the model")
+    _matching("grow", spec.grow, model, "the model")
 
     merged, problems = {}, []
     for path, value in model.items():
         found = None if path in drop else checkpoint.get(path)
         if path in fresh:
             merged[path] = value
+        elif found is not None and spec.grows(path) and _has_rows(value, found):
+            rows = found[: n_tokens if re.fullmatch(VOCABULARY, path) else None]
+            merged[path] = value.at[: len(rows)].set(np.asarray(rows.astype(value.dtype)))
         elif found is not None and found.shape == value.shape:
             merged[path] = _placed(np.asarray(found.astype(value.dtype)), value.sharding)
-        elif found is not None and path in grow and _has_more_rows(value, found):
-            merged[path] = value.at[: len(found)].set(np.asarray(found.astype(value.dtype)))
         else:
             problems.append(_explain(path, found, value))
     anew = re.compile(spec.fresh or NOTHING)
@@ -165,8 +172,8 @@ def _matching(option: str, pattern: str | None, paths: Mapping[str, Any], where:
     return found
 
 
-def _has_more_rows(value: Array, found: Array | np.ndarray) -> bool:
-    return value.ndim == found.ndim > 0 and value.shape[1:] == found.shape[1:] and len(value) > len(found)
+def _has_rows(value: Array, found: Array | np.ndarray) -> bool:
+    return value.ndim == found.ndim > 0 and value.shape[1:] == found.shape[1:] and len(value) >= len(found)
 
 
 def _explain(path: str, found: Array | np.ndarray | None, value: Array | None) -> str:
@@ -174,5 +181,5 @@ def _explain(path: str, found: Array | np.ndarray | None, value: Array | None) -
         return f"{path}: nothing from the checkpoint, {value.shape} in the model; `fresh` keeps the initial value"
     if value is None:
         return f"{path}: {found.shape} in the checkpoint, not in the model; `drop` leaves it behind"
-    hint = "`grow` copies its rows" if _has_more_rows(value, found) else "`fresh` keeps the initial value"
+    hint = "`grow` copies its rows" if _has_rows(value, found) else "`fresh` keeps the initial value"
     return f"{path}: {found.shape} in the checkpoint, {value.shape} in the model; {hint}"

@@ -207,6 +207,9 @@ def test_training_is_deterministic():
     assert run.stdout.split() == [build(spec, iter(corpus)).fingerprint for spec in SPECS]
 
 
+GPT1 = dict(np.load(GOLDEN.with_name("gpt1_bpe.npz")))
+
+
 class TestFiles:
     @pytest.mark.parametrize("names", [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")])
     def test_gpt2s_own_files(self, tmp_path, names):
@@ -257,6 +260,31 @@ class TestBerts:
             a, b = (tokenizer.backend.normalizer.normalize_str(text) for tokenizer in (whole, split))
             assert a == unicodedata.normalize("NFC", b)
         assert "한국어" in whole.decode(whole.encode(unicodedata.normalize("NFD", "한국어 문장")))
+
+
+class TestGPT1s:
+    """Token for token as transformers' OpenAIGPTTokenizer, on what is hard."""
+
+    @pytest.fixture(params=[("vocab.json", "merges.txt"), ("encoder_bpe_40000.json", "vocab_40000.bpe")])
+    def tokenizer(self, request, tmp_path):
+        for name, content in zip(request.param, (GPT1["vocabulary"], GPT1["merges"]), strict=True):
+            (tmp_path / name).write_text(str(content), encoding="utf-8")
+        return Tokenizer.load(tmp_path)
+
+    def test_ids_are_transformers(self, tokenizer):
+        expected = np.split(GPT1["ids"], GPT1["ends"][:-1])
+        assert sum(map(len, expected)) > 500 and max(GPT1["ids"]) > 900
+        for text, ids, decoded in zip(BERT["TEXTS"], expected, GPT1["decoded"], strict=True):
+            assert [*map(tokenizer.token, tokenizer.encode(text))] == [*map(tokenizer.token, ids.tolist())], text
+            known = ids[ids != tokenizer.unk_id]
+            assert len(known) < len(ids) or tokenizer.decode(ids) == decoded
+        saved = Tokenizer.from_json(tokenizer.to_json())
+        assert saved.encode_batch(BERT["TEXTS"]) == [ids.tolist() for ids in expected]
+
+    def test_it_has_no_special_tokens_but_the_unknown(self, tokenizer):
+        assert tokenizer.eos_id == tokenizer.bos_id == tokenizer.pad_id == tokenizer.unk_id == 0
+        assert tokenizer.byte_lengths is None  # its ids do not spell capitals
+        assert tokenizer.decode(tokenizer.encode("The Quick 👍 fox")) == "the quick <unk> fox"
 
 
 class TestBadInput:

@@ -15,6 +15,7 @@ from jaxnlp.losses import blocked_cross_entropy
 from jaxnlp.models import gpt, heads
 from jaxnlp.nn.attention import attention, choose
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
+from jaxnlp.tasks.task import sown
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 ORACLE = runpy.run_path(str(GOLDEN / "gpt2.py"))
@@ -168,10 +169,93 @@ def test_no_token_sees_a_later_one(params):
     np.testing.assert_array_equal(touched, np.tri(10, dtype=bool))
 
 
-def test_packed_documents_equal_documents_apart(params):
-    rng = np.random.default_rng(1)
+def test_a_band_is_what_its_layers_see(params):
+    """Of one layer, d logits_t / d x_s is not 0 for t - w < s <= t alone; of two that differ, each has its own."""
+
+    def touched(windows, n_layers):
+        config = dataclasses.replace(CONFIG, windows=windows, n_layers=n_layers)
+        own = params | {"blocks": {str(i): params["blocks"][str(i)] for i in range(n_layers)}}
+
+        def at(tokens, t):
+            table = params["embed"] | {"tokens": tokens}
+            out = gpt.GPT(config).apply({"params": own | {"embed": table}}, jnp.arange(10)[None])
+            return jnp.square(out["last_hidden_state"][0, t]).sum()
+
+        gradient = jax.vmap(jax.grad(at), in_axes=(None, 0))(jnp.asarray(params["embed"]["tokens"]), jnp.arange(10))
+        return np.abs(gradient[:, :10]).max(-1) > 0
+
+    band = lambda width: np.tri(10, dtype=bool) & ~np.tri(10, k=-width, dtype=bool)  # noqa: E731
+    np.testing.assert_array_equal(touched((3,), 1), band(3))
+    np.testing.assert_array_equal(touched((3, 2), 2), band(4))  # 2 of the first layer's, which see 2 before
+    np.testing.assert_array_equal(touched((None, 2), 2), np.tri(10, dtype=bool))
+
+
+BANDED = dataclasses.replace(CONFIG, n_layers=4, windows=(None, 3))
+
+
+@pytest.fixture(scope="module")
+def banded(params):
+    """Four layers' parameters: the golden ones, and these times 0.9."""
+    blocks = params["blocks"]
+    more = {str(int(i) + 2): jax.tree.map(lambda x: 0.9 * x, block) for i, block in blocks.items()}
+    return params | {"blocks": blocks | more}
+
+
+def measured(config, params):
+    """The loss, its gradient, and what each layer sees: its input and attention weights."""
+    batch = BATCHES["left"]
+
+    @jax.jit
+    def measure(params):
+        _, seen = gpt.GPT(config).apply({"params": params}, **batch, mutable=["intermediates"])
+        layers = {name: list(sown(seen["intermediates"], name)) for name in ("attentions", "hidden_states")}
+        return *jax.value_and_grad(functools.partial(loss_of, config))(params, batch), layers
+
+    return measure(params)
+
+
+@pytest.fixture(scope="module")
+def unrolled(banded):
+    return measured(BANDED, banded)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_scanned_bands_equal_unrolled_ones(remat, banded, unrolled):
+    config = dataclasses.replace(BANDED, scan=True, remat=remat)
+    loss, gradient, layers = measured(config, stack_layers(banded))
+    assert_close(loss, unrolled[0])
+    jax.tree.map(assert_close, unstack_layers(gradient), unrolled[1])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), layers, unrolled[2])
+    assert [np.count_nonzero(layer[0, 0, 10]) for layer in layers["attentions"]] == [11, 3, 11, 3]
+
+
+def test_scanned_bands_drop_out(banded):
+    config = dataclasses.replace(BANDED, scan=True, dropout=0.3)
+    apply = jax.jit(functools.partial(gpt.GPT(config).apply, deterministic=False))
+    run = lambda key: apply({"params": stack_layers(banded)}, **BATCHES["plain"], rngs={"dropout": key})  # noqa: E731
+    first, again, other = (run(jax.random.key(i))["last_hidden_state"] for i in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+
+
+def test_flops_are_without_what_a_window_hides():
+    dense = dataclasses.replace(BANDED, windows=(None,))
+    seen = np.mean([min(t, 256) for t in np.arange(2048) + 0.5])  # of 2,048 tokens, each half of itself
+    per_token = 12 * 4 * 8
+    assert dense.attention_flops(2048) == per_token * 4 * 1024
+    banded = dataclasses.replace(BANDED, windows=(None, 256)).attention_flops(2048)
+    np.testing.assert_allclose(banded, per_token * (2 * 1024 + 2 * seen))
+    assert dataclasses.replace(BANDED, windows=(256,)).attention_flops(100) == dense.attention_flops(100)
+    assert dense.flops(2048) - dataclasses.replace(BANDED, windows=(None, 256)).flops(2048) == pytest.approx(
+        dense.attention_flops(2048) - banded
+    )
+
+
+@pytest.mark.parametrize("windows", [(None,), (3,)])
+def test_packed_documents_equal_documents_apart(windows, params):
+    rng, config = np.random.default_rng(1), dataclasses.replace(CONFIG, windows=windows)
     first, second = rng.integers(0, 61, (1, 7)), rng.integers(0, 61, (1, 9))
-    apply = lambda **batch: gpt.GPT(CONFIG).apply(  # noqa: E731
+    apply = lambda **batch: gpt.GPT(config).apply(  # noqa: E731
         {"params": params}, **{k: jnp.asarray(x, jnp.int32) for k, x in batch.items()}
     )["logits"]
     packed = apply(
@@ -191,11 +275,11 @@ def test_content_of_padding_changes_nothing(params):
     np.testing.assert_array_equal(a[real], b[real])
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_cached_equals_uncached(scan, params):
+@pytest.mark.parametrize(("config", "scan"), [(CONFIG, False), (CONFIG, True), (BANDED, False), (BANDED, True)])
+def test_cached_equals_uncached(config, scan, params, banded):
     """Prefill of 6, then one by one, with left padding: the logits of the whole sequence at once."""
-    config = dataclasses.replace(CONFIG, scan=scan)
-    model, own = gpt.GPT(config), stack_layers(params) if scan else params
+    own = params if config is CONFIG else banded
+    model, own = gpt.GPT(dataclasses.replace(config, scan=scan)), stack_layers(own) if scan else own
     batch = BATCHES["left"]
     ids, mask = batch["input_ids"], batch["attention_mask"]
     expected = model.apply({"params": own}, **batch)["logits"]
@@ -214,9 +298,9 @@ def test_dropout_is_where_gpt2_has_it(params, monkeypatch):
     """On the embeddings, on what each of two sublayers adds, and on the attention weights; nowhere else."""
     seen = []
 
-    def attend(q, k, v, mask, *, dropout_rate, dropout_rng):
+    def attend(q, k, v, mask, *, dropout_rate, **options):
         seen.append(("attention", dropout_rate, q.shape))
-        return attention(q, k, v, mask, dropout_rate=dropout_rate, dropout_rng=dropout_rng)
+        return attention(q, k, v, mask, dropout_rate=dropout_rate, **options)
 
     def note(call, args, kwargs, context):
         if isinstance(context.module, nn.Dropout):
@@ -237,6 +321,30 @@ def test_dropout_is_where_gpt2_has_it(params, monkeypatch):
     np.testing.assert_array_equal(apply()["logits"][0], apply()["logits"][1])
 
 
+def test_gpt3s_sizes_are_the_papers():
+    """Table 2.1: the parameters by the formula of its columns, and as many as the paper says."""
+    table = {  # layers, width, heads, head width, and how many the paper counts
+        "small": (12, 768, 12, 64, 125e6),
+        "medium": (24, 1024, 16, 64, 350e6),
+        "large": (24, 1536, 16, 96, 760e6),
+        "xl": (24, 2048, 24, 128, 1.3e9),
+        "2.7b": (32, 2560, 32, 80, 2.7e9),
+        "6.7b": (32, 4096, 32, 128, 6.7e9),
+        "13b": (40, 5140, 40, 128, 13.0e9),
+        "175b": (96, 12288, 96, 128, 175.0e9),
+    }
+    assert {name for name in gpt.VARIANTS if name.startswith("gpt3")} == {f"gpt3-{size}" for size in table}
+    for size, (L, D, H, K, published) in table.items():
+        config = dataclasses.replace(gpt.VARIANTS[f"gpt3-{size}"], scan=True)
+        shapes = jax.eval_shape(gpt.GPT(config).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+        count = sum(x.size for x in jax.tree.leaves(shapes))
+        block = 3 * (D + 1) * H * K + (H * K + 1) * D + (D + 1) * 4 * D + (4 * D + 1) * D + 4 * D
+        assert count == (50304 + 2048) * D + L * block + 2 * D
+        # 1.3B would have the 16 heads that fit its width; the table prints 24.
+        assert abs(count / published - 1) < (0.17 if size == "xl" else 0.03), (size, count)
+        assert (config.n_positions, config.windows) == (2048, (None, 256))
+
+
 @pytest.mark.parametrize(
     ("platform", "extra", "path"),
     [
@@ -251,7 +359,7 @@ def test_dropout_is_where_gpt2_has_it(params, monkeypatch):
 def test_which_kernel_its_own_masks_get(platform, extra, path, monkeypatch):
     taken = set()
 
-    def attend(q, k, v, mask, *, dropout_rate, dropout_rng):
+    def attend(q, k, v, mask, *, dropout_rate, **_):
         taken.add(choose(platform, q.shape, k.shape, q.dtype, mask, dropout_rate))
         return q
 
@@ -274,6 +382,24 @@ def test_classification_reads_real_tokens(pooling, params):
         np.testing.assert_allclose(out["logits"][row], pooled @ own["heads"]["classification"]["kernel"], atol=1e-4)
 
 
+def test_a_language_model_speaks_beside_other_heads(params):
+    """The same words as without them, under a name of their own, and no parameters more."""
+    batch = BATCHES["left"]
+    words = gpt.GPT(CONFIG).apply({"params": params}, **batch)["logits"]
+    alone = heads.Classification(5)
+    own = params | {"heads": {"classification": {"kernel": jnp.linspace(-1, 1, 160).reshape(32, 5)}}}
+    expected = gpt.GPT(CONFIG, (alone,)).apply({"params": own}, **batch)["logits"]
+    both = gpt.GPT(CONFIG, (heads.LanguageModel(), alone))
+    found = both.apply({"params": own}, **batch)
+    np.testing.assert_array_equal(found["prediction_logits"], words)
+    np.testing.assert_array_equal(found["logits"], expected)
+    found = both.apply({"params": own}, **batch, logits=False)
+    assert "prediction_logits" not in found and found["unembedding"].vocab_size == CONFIG.vocab_size
+    np.testing.assert_array_equal(found["unembedding"].logits(), words)
+    shapes = jax.eval_shape(both.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    assert jax.tree.structure(shapes) == jax.tree.structure(own)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -283,6 +409,12 @@ def test_classification_reads_real_tokens(pooling, params):
         ),
         (lambda: gpt.Config(n_layers=0), r"model.n_layers=0; allowed: 1 and more"),
         (lambda: gpt.Config(dropout=1.0), r"model.dropout=1.0; allowed"),
+        (lambda: gpt.Config(windows=(None, 0)), r"model.windows=\(None, 0\); allowed: one and more of None and of 1"),
+        (lambda: gpt.Config(windows=()), r"model.windows=\(\); allowed: one and more of None and of 1"),
+        (
+            lambda: gpt.Config(n_layers=3, windows=(None, 2), scan=True),
+            r"model.windows=\(None, 2\) are 2, .*allowed: model.n_layers=3 a multiple of it, or no scan",
+        ),
         (
             lambda: gpt.GPT(CONFIG).init(jax.random.key(0), jnp.zeros((1, 25), jnp.int32)),
             r"length 25; .*n_positions=24",

@@ -124,6 +124,32 @@ def test_the_kernel_for_tpu_gives_torchs_output_and_gradients(case):
         check_torch("pallas", case)
 
 
+def test_the_kernel_for_tpu_takes_a_band_of_packed_texts():
+    """Padding at the end, and texts that begin within the band; against the plain path."""
+    q, k, v, dout = (random(2, 2, 128, 8, seed=i) for i in range(4))
+    ends = np.array([[50, 60, 100], [5, 128, 128]])
+    segments = 1 + (np.arange(128)[None, :, None] >= ends[:, None, :2]).sum(-1)
+    mask = Mask(causal=True, window=20, segment_ids=jnp.where(np.arange(128) < ends[:, 2:], segments, 0))
+    expected = run(q, k, v, dout, mask, implementation="plain")
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        found = run(q, k, v, dout, mask, implementation="pallas")
+    for a, b in zip(found, expected, strict=True):
+        close(a, b)
+
+
+def test_a_band_is_all_that_blocks_compute():
+    """Of 32 rows of tiles each takes the 3 that a band of two tiles' width touches, not all before it."""
+    taken = []
+    original = kernels._blocked
+    q = jnp.zeros((1, 1, 4096, 8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_blocked", lambda *a: taken.append(a[-2]) or original(*a))
+        for mask in (Mask(causal=True), Mask(causal=True, window=256)):
+            jax.eval_shape(lambda q, mask=mask: kernels.blocked(q, q, q, mask, block=128), q)
+    dense, banded = map(len, taken)
+    assert (dense, banded) == (32 * 33 // 2, 3 * 32 - 3)
+
+
 @pytest.mark.parametrize("case", ["causal", "segments"])
 def test_the_kernel_for_tpu_is_cut_by_the_rules_for_batch_heads_and_queries(case):
     """256 positions in two parts, each of which sees all keys; against the plain path without a mesh."""
@@ -250,6 +276,9 @@ CHOICES = [  # platform, T, S, K, dtype, mask, dropout rate -> path
     ("tpu", 512, 512, 64, F32, Mask(causal=True), 0.0, "pallas"),
     ("tpu", 512, 512, 64, BF16, Mask(window=9), 0.0, "pallas"),
     ("tpu", 128, 256, 64, BF16, Mask(lengths=LENGTHS), 0.0, "pallas"),
+    ("tpu", 512, 512, 64, BF16, Mask(causal=True, window=9, segment_ids=IDS), 0.0, "pallas"),
+    ("tpu", 512, 512, 64, BF16, Mask(causal=True, window=9, lengths=LENGTHS), 0.0, "plain"),
+    ("tpu", 512, 512, 64, BF16, Mask(window=9, segment_ids=IDS), 0.0, "plain"),
     ("tpu", 512, 512, 64, BF16, Mask(causal=True, segment_ids=IDS), 0.0, "pallas"),
     ("tpu", 250, 250, 64, BF16, Mask(causal=True), 0.0, "plain"),
     ("tpu", 256, 256, 64, BF16, Mask(causal=True), 0.1, "plain"),

@@ -13,7 +13,8 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from jaxnlp.models import bert, gpt, heads, rnn, seq2seq, transformer
-from jaxnlp.models.heads import Classification
+from jaxnlp.tasks.classification import Classification
+from jaxnlp.tasks.labelled import with_next
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.masked_lm import MaskedLM
 from jaxnlp.tasks.translation import Translation
@@ -177,6 +178,32 @@ def test_two_losses_agree_with_plain_jit(form, fields):
         np.testing.assert_allclose(found[3][name], sums, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [("pmap", {"accumulate": 2}), (MESHES[-1], {}), pytest.param(MESHES[1], {}, marks=pytest.mark.slow)],
+)
+def test_a_label_and_the_words_beside_it_agree_with_plain_jit(form, fields):
+    """Each a mean over the whole batch, of rows in both orders and of ragged lengths, some of weight 0."""
+    task = Classification(labels=("x", "y", "z"), text="a", pair="b", symmetric=True, length=LENGTH, auxiliary=0.5)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 120, (4, ROWS, 2, LENGTH)).astype(np.int32)
+    mask = np.int32(np.arange(LENGTH) < rng.integers(3, LENGTH + 1, (4, ROWS, 1, 1)))
+    few = {"input_ids": ids, "attention_mask": np.broadcast_to(mask, ids.shape).copy()}
+    few |= {
+        "labels": rng.integers(0, 3, (4, ROWS)).astype(np.int32),
+        "weights": np.float32(rng.random((4, ROWS)) < 0.7),
+    }
+    parts = [with_next({name: x[i] for name, x in few.items()}) for i in range(4)]
+    few = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+    given = {"model": CONFIG.build(task.heads), "task": task}
+    expected, found = run("jit", few, **given), run(form, few, **given, **fields)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    assert_close(found[2], expected[2])
+    assert_close(found[0].params, expected[0].params)
+    for name, sums in expected[3].items():
+        np.testing.assert_allclose(found[3][name], sums, rtol=1e-5)
+
+
 # Dropout --------------------------------------------------------------------------------------------------------------
 
 
@@ -223,8 +250,8 @@ def test_under_pmap_and_accumulation_no_two_rows_share_a_mask(batches):
 
 
 BUILT = {
-    "gpt": gpt.VARIANTS["gpt2"].build((Classification(3),)),
-    "scanned": dataclasses.replace(gpt.VARIANTS["gpt2"], scan=True).build((Classification(3),)),
+    "gpt": gpt.VARIANTS["gpt2"].build((heads.Classification(3),)),
+    "scanned": dataclasses.replace(gpt.VARIANTS["gpt2"], scan=True).build((heads.Classification(3),)),
     "bert": bert.VARIANTS["tiny"].build((heads.MaskedLM(), heads.NextSentence())),
     "rnn": rnn.Config().build(),
     **{name: seq2seq.VARIANTS[name].build() for name in ("rnnsearch", "luong")},
