@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, Sharding
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained
@@ -23,7 +23,7 @@ from jaxnlp.interop import huggingface
 from jaxnlp.models.heads import speaks
 from jaxnlp.tasks import generation, words
 from jaxnlp.tasks.task import Points, sown
-from jaxnlp.training import loop, pretrained
+from jaxnlp.training import loop, parallel, pretrained
 from jaxnlp.training.checkpoint import load_average
 from jaxnlp.training.experiment import Data, Experiment
 from jaxnlp.training.folder import open_run
@@ -128,7 +128,8 @@ def load(
         step: the newest whole checkpoint, the one that was best on the validation part, or the one of that step.
         ema: the moving average of the parameters instead of their last values.
         average: the mean of so many checkpoints, the latest; `keep_latest` says how many a run keeps.
-        mesh: the devices that hold the parameters, each all of them; None: the first device.
+        mesh: the devices that hold the parameters, cut along its axes fsdp, sequence and tensor as in training (see
+            training/parallel.py), whole along others; None: the first device.
         dtype: of parameters and activations, such as "bfloat16"; None: as the run was trained.
 
     Raises:
@@ -138,19 +139,22 @@ def load(
         StorageError: it is in the store, gs://…, and that cannot be reached.
     """
     loop.keep_compiled()
-    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+    def place(path: str, x: Any) -> Sharding | None:
+        return None if mesh is None else parallel.sharding(path, x.shape, mesh)
+
     cast = {} if dtype is None else {"dtype": jnp.dtype(dtype).name}
     if (found := huggingface.find(path)) is not None:
         if (step, ema, average) != ("latest", False, 1):
             raise ValueError(f"step={step!r}, ema={ema}, average={average} of {path}, which is no run; allowed: none")
         model = dataclasses.replace(found.config, **cast).build(found.task.heads)
-        params = found.params(lambda x: jax.device_put(x, sharding), dtype or jnp.float32)
+        params = found.params(lambda path, x: jax.device_put(x, place(path, x)), dtype or jnp.float32)
         return Run(model, params, found.tokenizer(), found.task)
     with explained(path):
         folder = open_run(path)
         experiment = folder.read_experiment()
         config = dataclasses.replace(experiment.model, **cast)
-        options = {"ema": ema, "sharding": sharding, "dtype": dtype}
+        options = {"ema": ema, "sharding": functools.partial(parallel.by_path, place), "dtype": dtype}
         if average == 1:
             params, step = pretrained.of_run(folder, step, **options)
         elif step == "latest" and experiment.lora is None:

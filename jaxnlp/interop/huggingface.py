@@ -119,8 +119,12 @@ class Directory:
                 raise DirectoryError(f"{self.path}/config.json: {message}")
         return tokenizer
 
-    def params(self, place: Callable[[np.ndarray], Any] = jax.device_put, dtype: Any = jnp.float32) -> dict[str, Any]:
-        """The parameters, of unrolled layers; `place` brings each to where it is wanted, by default the first device.
+    def params(
+        self,
+        place: Callable[[str, np.ndarray], Any] = lambda path, x: jax.device_put(x),
+        dtype: Any = jnp.float32,
+    ) -> dict[str, Any]:
+        """The parameters, of unrolled layers; `place` brings each, by its path, to where it is wanted.
 
         DirectoryError, which lists them all, for tensors that are missing, of another shape or not known.
         """
@@ -133,7 +137,7 @@ class Directory:
             for row in rows:
                 shape = shapes[row.ours].shape
                 parts = [tensors.read(where[name]).astype(dtype, copy=False) for name in row.names]
-                found[row.ours] = place(row.to_ours(parts, shape, words(row)))
+                found[row.ours] = place(row.ours, row.to_ours(parts, shape, words(row)))
         return unflatten_dict(found, sep="/")
 
     def _checked(

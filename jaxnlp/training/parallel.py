@@ -143,6 +143,12 @@ def spec(path: str, shape: Sequence[int], sizes: Mapping[str, int]) -> Partition
     return PartitionSpec(*_cuts(path, shape, sizes))
 
 
+def sharding(path: str, shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Where a mesh has an array: cut as by those of AXES that it has, and along all its others whole."""
+    mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+    return NamedSharding(mesh, spec(path, shape, dict(mesh.shape)))
+
+
 def _cuts(path: str, shape: Sequence[int], sizes: Mapping[str, int]) -> list[tuple[str, ...] | None]:
     """The mesh axes that cut each of an array's: those that CUTS says, where they divide it, as JAX cuts evenly alone.
 
@@ -160,7 +166,7 @@ def _cuts(path: str, shape: Sequence[int], sizes: Mapping[str, int]) -> list[tup
         return at is not None
 
     for at, name in enumerate(names):
-        left += [axis for axis in CUTS[name] if not cut(axis, [at])] if name else []
+        left += [axis for axis in CUTS[name] if axis in sizes and not cut(axis, [at])] if name else []
     for axis in left:
         cut(axis, sorted((i for i, name in enumerate(names) if name), key=lambda i: -parts[i]))
     return cuts

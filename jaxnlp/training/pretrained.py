@@ -38,7 +38,7 @@ NOTHING = r"(?!)"  # what a pattern that is None matches
 def read(spec: Pretrained) -> dict[str, Any]:
     """The parameters of the run or the Hugging Face directory that `spec` names."""
     if (directory := huggingface.find(spec.run)) is not None:
-        return directory.params(np.asarray)  # in the host's memory: a device may hold a part alone
+        return directory.params(lambda path, x: np.asarray(x))  # in the host's memory: a device may hold a part alone
     return of_run(open_run(spec.run), spec.step, ema=spec.ema)[0]
 
 
@@ -56,8 +56,9 @@ def of_run(folder: Folder, step: Step, *, ema: bool, **options: Any) -> tuple[di
     found = flatten_dict(_as_in(trained, loaded), sep="/")
     base = {path: x for path, x in found.items() if not (spec.anew(path) or re.fullmatch(spec.drop or NOTHING, path))}
     whole = lora.merged(experiment.lora, trained, unflatten_dict(base, sep="/"))
-    dtype, sharding = (options.get(name) for name in ("dtype", "sharding"))
-    return jax.tree.map(lambda x: jax.device_put(jnp.asarray(x, dtype or jnp.float32), sharding), whole), step
+    dtype, place = (options.get(name) for name in ("dtype", "sharding"))
+    whole = jax.tree.map(lambda x: jnp.asarray(x, dtype or jnp.float32), whole)
+    return jax.device_put(whole, place and place(whole)), step
 
 
 def write(path: epath.PathLike, experiment: Experiment, tokenizer: Tokenizer, params: Params, step: int) -> None:

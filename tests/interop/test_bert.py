@@ -23,6 +23,7 @@ from jaxnlp.run import Run
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.embedding import Embedding
 from jaxnlp.tasks.regression import Regression
+from jaxnlp.training.experiment import Data, Experiment
 from jaxnlp.training.folder import FolderError
 
 ORACLE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "golden" / "bert_family.py"))
@@ -97,6 +98,21 @@ def test_each_class_is_loaded_and_written_as_it_was(name, tmp_path, golden):
     for key in sorted(kept & set(settings)):
         assert again[key] == settings[key], key
     assert len(kept & set(settings)) >= 12
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"fsdp": 2, "replica": 4}])
+def test_a_mesh_takes_a_part_of_every_matrix(sizes, tmp_path, golden):
+    """No device has all of one that the axes cut, in a directory or a run; an axis of another name cuts nothing."""
+    mesh, name = jax.make_mesh(tuple(sizes.values()), tuple(sizes)), "BertForSequenceClassification"
+    run = jaxnlp.load(written(tmp_path / "in", name, golden))
+    experiment = Experiment(task=run.task, data=Data(train=[]), model=run.config, steps=1, batch_size=1)
+    jaxnlp.export(dataclasses.replace(run, experiment=experiment, step=1), tmp_path / "run", format="run")
+    parts = sizes["fsdp"] * sizes.get("tensor", 1)
+    for path in ("in", "run"):
+        cut = jaxnlp.load(tmp_path / path, mesh=mesh)
+        for kernel in (cut.params["embed"]["tokens"], cut.params["blocks"]["1"]["attention"]["qkv"]["kernel"]):
+            assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // parts}
+        assert_equal_outputs(name, cut.apply(inputs(name)), outputs(name, golden))
 
 
 PUBLISHED = {  # what older files hold beside or instead
