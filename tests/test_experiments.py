@@ -53,7 +53,7 @@ def base(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setattr(loop, "write_report", lambda folder, shown: None)  # drawn in its own tests
+    monkeypatch.setattr(loop, "write_report", lambda folder, shown=(): None)  # drawn in its own tests
 
 
 def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:

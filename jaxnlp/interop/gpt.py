@@ -147,7 +147,9 @@ class Dialect:
     def ids(self, tokenizer: Tokenizer) -> dict[str, int]:
         """Settings that the tokenizer gives."""
         ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        return {} if tokenizer.eos_id == tokenizer.unk_id else ends
+        found = {} if tokenizer.eos_id == tokenizer.unk_id else ends
+        # By it transformers' classifiers find the last token: what ends a text as well would mislead them.
+        return found if tokenizer.pad_id == tokenizer.eos_id else found | {"pad_token_id": tokenizer.pad_id}
 
     def files(self, tokenizer: Tokenizer, task: Any) -> None:
         """None of its own: tokenizer.json is what transformers reads."""

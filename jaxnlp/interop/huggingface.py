@@ -243,9 +243,9 @@ def _tokenizer_files(tokenizer: Tokenizer, ends: bool) -> dict[str, bytes]:
     names = {"eos": tokenizer.eos_id, "bos": tokenizer.bos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
     if form.start:
         names |= {"cls": form.start[0], "sep": form.end[0], "mask": tokenizer.mask_id}
+    if tokenizer.eos_id == tokenizer.unk_id:  # GPT-1's, which has no end
+        names = {name: id for name, id in names.items() if name == "unk" or id != tokenizer.unk_id}
     own |= {f"{name}_token": tokenizer.token(id) for name, id in names.items() if id is not None}
-    if tokenizer.eos_id == tokenizer.unk_id:  # GPT-1's, which has none but that
-        own = {name: value for name, value in own.items() if name not in ("eos_token", "bos_token", "pad_token")}
     if form.segments:
         own["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     if ends and not whole.get("post_processor"):

