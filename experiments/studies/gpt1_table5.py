@@ -30,8 +30,8 @@ ROWS = {  # as the paper names them
 }
 
 
-def made(name: str, steps: int | None, **arguments):
-    experiment = runpy.run_path(str(FOLDER / f"{name}.py"))["experiment"](**arguments)
+def made(file: str, steps: int | None, **arguments):
+    experiment = runpy.run_path(str(FOLDER / f"{file}.py"))["experiment"](**arguments)
     return experiment if steps is None else dataclasses.replace(experiment, steps=steps)
 
 
