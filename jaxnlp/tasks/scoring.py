@@ -26,8 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxnlp.data import batches
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.decoding import Shared, repeat
-from jaxnlp.nn.cache import widened
+from jaxnlp.tasks.beams import branched
 
 TOKENS = 2048  # of a batch at most, prompts and continuations together, padding too
 P_SIZES, N_SIZES, T_SIZES = 4, 16, 8  # sizes from a power of two to the next: few programs, little padding
@@ -169,12 +168,7 @@ def _score(
     cache = model.init_cache(B, P)
     if P:
         cache = apply(prompt, prompt_mask, cache=cache, logits=False)["cache"]
-    if "layers" in cache:  # keys and values, which branches share; a recurrent state each has of its own
-        cache = widened(cache, P + n * T)
-        cache = repeat({**cache, "layers": Shared(cache["layers"])}, n)
-        cache = {**cache, "layers": cache["layers"].tree}
-    else:
-        cache = repeat(cache, n)
+    cache = branched(cache, n, T)
     logits = apply(inputs.reshape(B * n, T), real.reshape(B * n, T), cache=cache)["logits"].astype(jnp.float32)
     logits = logits.reshape(B, n, T, -1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

@@ -108,7 +108,7 @@ def test_tokens_are_the_harnesses(tokenizer):
     assert pieces("the ", "dog", "fox") == [["the"], ["Ġdog"], ["Ġfox"]]
     assert pieces("the", " dog") == [["the"], ["Ġdog"]]
     assert pieces("", "the") == [["<|endoftext|>"], ["the"]]
-    assert pieces("th", "e dog") == [["th"], ["Ġdog"]]  # "the" is one token: what is beyond as many as "th" has
+    assert pieces("the qu", "ick fox") == [["the", "Ġqu"], ["Ġfox"]]  # Ġquick is one token, and beyond the first two
 
 
 def test_a_long_prompt_loses_its_beginning(tokenizer):
