@@ -236,8 +236,8 @@ def test_bfloat16_weights_have_a_cache_of_their_own_kind(wild):
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.05 * float(jnp.abs(b).max()))
     half, options = (model, params, wild[2]), {"max_new_tokens": 9, "temperature": 0, "details": True}
     (found,) = generate(*half, ["hello"], **options)
-    ((expected, likeliest),) = scoring.of_tokens(*half, [(wild[2].encode("hello"), [found["tokens"]])])[0]
-    np.testing.assert_allclose(found["log_probs"], expected, atol=0.2)
+    (((expected, _),),) = scoring.of_tokens(model, params, [(wild[2].encode("hello"), [found["tokens"]])])
+    np.testing.assert_allclose(found["log_probs"], expected, atol=0.5)
 
 
 def test_a_prompt_that_the_tokenizer_does_not_know_is_read_as_unknown(golden):

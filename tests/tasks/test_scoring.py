@@ -131,11 +131,10 @@ def test_few_programs_serve_many_prompts(tokenizer):
 
     model = Counted(MODELS["gpt"])
     params = jax.jit(gpt.GPT(model.config).init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
-    pairs = [("dog " * (3 + i % 3), [" fox", " the quick"]) for i in range(8)]
+    pairs = [("the" + " dog" * (5 + i % 4), [" fox", " quick fox"]) for i in range(8)]
     log_likelihoods(model, params, tokenizer, pairs)
-    n = len(traces)
-    log_likelihoods(model, params, tokenizer, [("fox over the", [" lazy dog", " dog"])] * 7)
-    assert n == len(traces) == 1
+    log_likelihoods(model, params, tokenizer, [("the quick fox" + " dog" * 4, [" quick", " dog"])] * 7)
+    assert len(traces) == 1
 
 
 @pytest.mark.parametrize(
