@@ -230,8 +230,17 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     repetition_penalty: float | None = None,
+    banned: tuple[str, ...] = (),
+    forced: tuple[str, ...] = (),
     seed: int = 0,
     stop: tuple[str, ...] = (),
+    n_samples: int | None = None,
+    n_beams: int | None = None,
+    length_penalty: float = 0.0,
+    choices: tuple[str, ...] | None = None,
+    window: int | None = None,
+    details: bool = False,
+    dtype: Literal["float32", "bfloat16"] | None = None,
     step: Step = "latest",
     ema: Average = False,
     average: Mean = 1,
@@ -243,24 +252,44 @@ def generate(
         top_k: sample among that many of the best tokens
         top_p: sample among the best tokens that together have this probability
         repetition_penalty: more than 1 makes tokens that were there less likely
+        banned: strings that do not come in the text
+        forced: strings that do
         stop: strings that end the text
+        n_samples: print so many texts, a line each
+        n_beams: search the likeliest text with so many beams, and sample nothing
+        length_penalty: of the search: more than 0 favours long texts
+        choices: print which of these strings is the likeliest instead
+        window: go on beyond the model's positions, reading at most so many tokens
+        details: print a JSON object a text, with its tokens and their log-probabilities
+        dtype: of parameters and cache; as the run was trained, if not given
     """
     import jaxnlp
 
-    loaded = jaxnlp.load(run, step=step, ema=ema, average=average)
-    print(prompt, end="", flush=True)
-    loaded.generate(
-        [prompt],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop,
-        on_text=lambda row, piece: print(piece, end="", flush=True),
-    )
-    print()
+    options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "banned": banned,
+        "forced": forced,
+        "seed": seed,
+        "stop": stop,
+        "n_samples": n_samples,
+        "n_beams": n_beams,
+        "length_penalty": length_penalty,
+        "choices": choices,
+        "window": window,
+        "details": details,
+    }
+    loaded = jaxnlp.load(run, step=step, ema=ema, average=average, dtype=dtype)
+    if n_samples is n_beams is choices is None and not details:
+        print(prompt, end="", flush=True)
+        loaded.generate([prompt], on_text=lambda row, piece: print(piece, end="", flush=True), **options)
+        return print()
+    (found,) = loaded.generate([prompt], **options)
+    for one in [found] if n_samples is None else found:
+        print(json.dumps({"prompt": prompt, **one}, ensure_ascii=False) if details else prompt + one)
 
 
 def predict(

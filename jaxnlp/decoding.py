@@ -24,7 +24,7 @@ Hugging Face's LogitsProcessors of the same names give.
 Letters: B batch, P prompt, N new tokens, V vocabulary, n beams of a text, or the best of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -34,6 +34,8 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial, all_leaves
 from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxnlp.nn.candidates import candidates
 
 
 @flax.struct.dataclass
@@ -51,6 +53,7 @@ Processor = Callable[[Logits, Context], Logits]
 Step = Callable[[Int[Array, "B"], Any], tuple[Logits, Any]]
 Choose = Callable[[Logits, Key[Array, "B"]], Int[Array, "B"]]
 
+ANY, NOTHING = -1, -2  # tokens that equal all others, in a word, and none, in a text
 ROOM = 16  # new tokens of a search's first loop, where its state can be widened
 
 
@@ -139,13 +142,90 @@ def repetition_penalty(penalty: float | int) -> Processor:
 
 
 def _repetition_penalty(penalty, logits, context):
-    written = jnp.broadcast_to(jnp.arange(context.new.shape[1]) < context.n_new, context.new.shape)
-    tokens = jnp.concatenate([context.prompt, context.new], axis=1)
-    real = jnp.concatenate([context.prompt_mask, written], axis=1)
+    tokens, real = _tokens(context)
     score = jnp.take_along_axis(logits, tokens, axis=1, mode="clip")
     score = jnp.where(score < 0, score * penalty, score / penalty)
     rows = jnp.arange(logits.shape[0])[:, None]
     return logits.at[rows, jnp.where(real, tokens, logits.shape[1])].set(score, mode="drop")
+
+
+def banned(words: Sequence[Sequence[int]]) -> Processor:
+    """No text holds a word, given by its tokens: the last one is impossible after the others, prompt included.
+
+    As Hugging Face's NoBadWordsLogitsProcessor, which takes no notice of a word that is longer than the text so far.
+    """
+    if bad := [list(word) for word in words if not len(word)]:
+        raise ValueError(f"banned={[*words]!r} holds {bad[0]!r}; allowed: words of one token and more")
+    table = _table(words)
+    *before, last = (table[:, i] for i in range(table.shape[1]))
+    return Partial(_banned, np.stack(before, axis=1), last)
+
+
+def _banned(before, last, logits, context):
+    n = before.shape[1]
+    tokens, real = _tokens(context)
+    tokens = jnp.pad(jnp.where(real, tokens, NOTHING), ((0, 0), (n, 0)), constant_values=NOTHING)
+    tail = lax.dynamic_slice_in_dim(tokens, context.prompt.shape[1] + context.n_new, n, axis=1)
+    found = ((before == ANY)[None] | (before[None] == tail[:, None])).all(2)
+    rows, last = jnp.arange(len(logits))[:, None], jnp.where(last == ANY, logits.shape[1], last)[None]
+    return logits.at[rows, last].min(jnp.where(found, -jnp.inf, jnp.inf), mode="drop")
+
+
+def forced(words: Sequence[Sequence[int]], *, end_id: int, max_new_tokens: int) -> Processor:
+    """Every text holds all words, given by their tokens, among its new tokens.
+
+    A text does not end before it holds them. Once what is missing needs all tokens that are left, it is written: the
+    word that has come furthest first, then the others in their order. Whatever `processors` before it forbade, it is
+    allowed then. So any loop can keep to it; the constrained beam search that transformers had (`force_words_ids`, all
+    words of a list) holds beams with and without each word against each other instead.
+    """
+    if bad := [list(word) for word in words if not len(word)]:
+        raise ValueError(f"forced={[*words]!r} holds {bad[0]!r}; allowed: words of one token and more")
+    if (needed := sum(map(len, words))) > max_new_tokens:
+        raise ValueError(f"forced words have {needed} tokens; allowed: at most max_new_tokens={max_new_tokens}")
+    table = _table([word[::-1] for word in words])[:, ::-1]
+    return Partial(_forced, table, np.int32(end_id), np.int32(max_new_tokens))
+
+
+def _forced(words, end_id, max_new_tokens, logits, context):
+    words, (W, L) = jnp.asarray(words), words.shape
+    lengths = (words != ANY).sum(1)
+    n_new, N = context.n_new, context.new.shape[1]
+    new = jnp.where(jnp.arange(N)[None] < n_new, context.new, NOTHING)
+    new = jnp.pad(new, ((0, 0), (L, L)), constant_values=NOTHING)
+    begins = jnp.ones((len(new), L + N, W), bool)  # whether a word's first i tokens begin at a place
+    progress = jnp.zeros((len(new), W), jnp.int32)
+    for i in range(L):  # the tokens of a word
+        at_end = lax.dynamic_index_in_dim(begins, L + n_new - i, axis=1, keepdims=False)
+        progress = jnp.where(at_end & (i < lengths)[None], i, progress)
+        same = new[:, i : i + L + N, None] == words[:, i][None, None]
+        begins &= same | (words[:, i] == ANY)[None, None]
+    missing = ~begins.any(1)
+    needed = jnp.where(missing, lengths[None], 0).sum(1)
+    word = jnp.where(missing, progress, -1).argmax(1)
+    token = words[word, jnp.take_along_axis(progress, word[:, None], axis=1)[:, 0]]
+    must = (needed > 0) & (max_new_tokens - n_new <= needed)
+    vocabulary = jnp.arange(logits.shape[1])[None]
+    logits = jnp.where((needed > 0)[:, None] & (vocabulary == end_id), -jnp.inf, logits)
+    return jnp.where(must[:, None], jnp.where(vocabulary == token[:, None], 0.0, -jnp.inf), logits)
+
+
+def _table(words: Sequence[Sequence[int]]) -> np.ndarray:
+    """The words as rows that end together, after ANY; of few sizes, so that others do not compile again."""
+    shape = (-(-max(1, len(words)) // 8) * 8, -(-max(map(len, words), default=1) // 8) * 8)
+    table = np.full(shape, ANY, np.int32)
+    for row, word in zip(table, words):
+        row[len(row) - len(word) :] = word
+    return table
+
+
+def _tokens(context: Context) -> tuple[Int[Array, "B S"], Bool[Array, "B S"]]:
+    """Prompt and new tokens, S = P + N, and which of them are there."""
+    written = jnp.broadcast_to(jnp.arange(context.new.shape[1]) < context.n_new, context.new.shape)
+    return (
+        jnp.concatenate([context.prompt, context.new], axis=1),
+        jnp.concatenate([context.prompt_mask, written], axis=1),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- choosing
@@ -193,6 +273,7 @@ class Decoding:
     finished: Bool[Array, "B"]  # rows that have met their end
     keys: Key[Array, "B"]  # one a row
     context: Context
+    log_probs: Float[Array, "B N"] | None = None  # of the new tokens, before any processor; None: not asked for
 
 
 def start(
@@ -203,10 +284,12 @@ def start(
     *,
     max_new_tokens: int,
     pad_id: int = 0,
+    log_probs: bool = False,
 ) -> Decoding:
     """A decoding about to begin: `state` holds all of the prompt, padded on the left, but its last token."""
     context = Context(prompt, prompt_mask, jnp.full((len(prompt), max_new_tokens), pad_id, jnp.int32), jnp.int32(0))
-    return Decoding(state, prompt[:, -1], jnp.zeros(len(prompt), bool), keys, context)
+    log_p = jnp.zeros(context.new.shape) if log_probs else None
+    return Decoding(state, prompt[:, -1], jnp.zeros(len(prompt), bool), keys, context, log_p)
 
 
 def decode(
@@ -232,14 +315,18 @@ def decode(
 
     def advance(d: Decoding) -> Decoding:
         logits, state = step(d.token, d.state)
-        logits = logits.astype(jnp.float32)
+        given = logits = logits.astype(jnp.float32)
         if process is not None:
             logits = process(logits, d.context)
         i = d.context.n_new
         token = choose(logits, jax.vmap(jax.random.fold_in, (0, None))(d.keys, i))
         token = jnp.where(d.finished, pad_id, token)
         context = d.context.replace(new=lax.dynamic_update_slice(d.context.new, token[:, None], (0, i)), n_new=i + 1)
-        return d.replace(state=state, token=token, finished=d.finished | (token == end_id), context=context)
+        d = d.replace(state=state, token=token, finished=d.finished | (token == end_id), context=context)
+        if d.log_probs is None:
+            return d
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(given), token[:, None], axis=1, mode="clip")
+        return d.replace(log_probs=lax.dynamic_update_slice(d.log_probs, log_p, (0, i)))
 
     return lax.while_loop(unfinished, advance, decoding)
 
@@ -298,6 +385,7 @@ def beam_search(
     length_penalty: Float[Array, ""] | float = 0.0,
     n_best: int = 1,
     process: Processor | None = None,
+    prompt: tuple[Int[Array, "B P"], Bool[Array, "B P"]] | None = None,
     widen: Callable[[Any, int], Any] | None = None,
 ) -> Beams:
     """The `n_best` texts after `token` that a search with `n_beams` beams finds. Pure; to be called inside a jit.
@@ -309,6 +397,8 @@ def beam_search(
     A text ends where `end_id` is among the n_beams best candidates of its row; those are taken from 2 n_beams, so
     that n_beams go on whatever ends. At max_new_tokens the live beams count as texts too. A row stops once no live
     beam can come among its n_best any more, at whatever length: nothing is lost by it.
+
+    A processor sees `prompt`, tokens and mask, or `token` alone where there is none.
 
     Where step's work grows with the state's slots, `widen(state, n)` gives the state slots for n new tokens in all. It
     is called for ROOM at first, then for twice as many when they are full: each size is a loop of its own.
@@ -327,7 +417,7 @@ def beam_search(
             name = jax.tree_util.keystr(path)
             raise ValueError(f"state{name} has shape {jnp.shape(leaf)}; allowed: {B} rows first, or a scalar")
     first = jnp.arange(B)[:, None] * n_beams
-    prompt = repeat(token, n_beams)[:, None]
+    prompt = repeat((token[:, None], jnp.ones((B, 1), bool)) if prompt is None else prompt, n_beams)
 
     def penalty(length: Int[Array, ""]) -> Float[Array, ""]:
         return ((5 + length).astype(jnp.float32) / 6) ** jnp.asarray(length_penalty, jnp.float32)
@@ -348,8 +438,8 @@ def beam_search(
         logits = logits.astype(jnp.float32)
         if process is not None:
             new = s.live.tokens.reshape(B * n_beams, -1)
-            logits = process(logits, Context(prompt, jnp.ones(prompt.shape, bool), new, s.n_new))
-        scores, parents, tokens = _candidates(s.live.scores, logits, 2 * n_beams)
+            logits = process(logits, Context(*prompt, new, s.n_new))
+        scores, parents, tokens = candidates(s.live.scores, logits, 2 * n_beams)
 
         texts = _take(s.live, parents)
         texts = Beams(texts.tokens.at[:, :, s.n_new].set(tokens), scores, texts.lengths + 1)
@@ -368,7 +458,7 @@ def beam_search(
 
     live = nothing(n_beams)
     live = live.replace(scores=live.scores.at[:, 0].set(0.0))  # the others are the same text
-    last = prompt.reshape(B, n_beams).astype(jnp.int32)
+    last = repeat(token, n_beams).reshape(B, n_beams).astype(jnp.int32)
     s = _Search(repeat(state, n_beams), last, jnp.int32(0), live, nothing(n_best))
 
     def texts(s: _Search) -> Beams:
@@ -383,60 +473,6 @@ def beam_search(
         return lax.cond(improvable(s), lambda s: search(s, min(2 * room, max_new_tokens)), texts, s)
 
     return search(s, max_new_tokens if widen is None else min(ROOM, max_new_tokens))
-
-
-def _candidates(
-    scores: Float[Array, "B n"], logits: Float[Array, "R V"], k: int
-) -> tuple[Float[Array, "B k"], Int[Array, "B k"], Int[Array, "B k"]]:
-    """The k best of score + log softmax(logits) over a row's beams and tokens, best first: (score, beam, token).
-
-    The k best lie in the k blocks of the vocabulary that have the highest maxima: only those are looked through.
-    `lax.top_k` over all n V takes two to four times as long on a CPU at 8,000 words. Equals come in the order of beam,
-    then token.
-    """
-    blocks, maxima, log_total = _log_total(logits)
-
-    def clean() -> tuple[Float[Array, "B k"], Int[Array, "B k"], Int[Array, "B k"]]:
-        return _chosen(scores, *_log_total(jnp.where(logits < jnp.inf, logits, -jnp.inf)), k)
-
-    # One NaN or +inf makes its row's sum one; to look for them first would cost as much as the sum.
-    finite = jnp.isfinite(log_total).all()
-    best, beam, token = lax.cond(finite, lambda: _chosen(scores, blocks, maxima, log_total, k), clean)
-    return best, beam, jnp.minimum(token, logits.shape[1] - 1)  # padding has score -inf, but is fed to `step`
-
-
-def _log_total(logits: Float[Array, "R V"]) -> tuple[Float[Array, "R m s"], Float[Array, "R m"], Float[Array, " R"]]:
-    """The logits in blocks, each block's maximum, and each row's log sum exp, 0 where all is -inf."""
-    R, V = logits.shape
-    size = max((d for d in range(16, 129) if V % d == 0), default=64)  # a divisor, since padding copies the logits
-    blocks = jnp.pad(logits, ((0, 0), (0, -V % size)), constant_values=-jnp.inf).reshape(R, -1, size)
-    maxima = blocks.max(2)
-    top = jnp.maximum(maxima.max(1), jnp.finfo(jnp.float32).min)  # so that -inf - top is -inf
-    total = jnp.exp(logits - top[:, None]).sum(1)
-    return blocks, maxima, top + jnp.log(jnp.maximum(total, 1))  # 1 at least, but where all is -inf
-
-
-def _chosen(
-    scores: Float[Array, "B n"],
-    blocks: Float[Array, "R m s"],
-    maxima: Float[Array, "R m"],
-    log_total: Float[Array, " R"],
-    k: int,
-) -> tuple[Float[Array, "B k"], Int[Array, "B k"], Int[Array, "B k"]]:
-    B, n = scores.shape
-    n_blocks, size = blocks.shape[1:]
-    log_total = log_total.reshape(B, n)
-    block_scores = scores[:, :, None] + (maxima.reshape(B, n, n_blocks) - log_total[:, :, None])
-    block_scores = block_scores.reshape(B, -1)
-    _, chosen = lax.top_k(block_scores, min(k, block_scores.shape[1]))
-    chosen = jnp.sort(chosen, axis=1)
-    beam = chosen // n_blocks
-    within = jnp.take_along_axis(blocks.reshape(B, -1, size), chosen[:, :, None], axis=1)
-    score = jnp.take_along_axis(scores, beam, axis=1)
-    token_scores = score[:, :, None] + (within - jnp.take_along_axis(log_total, beam, axis=1)[:, :, None])
-    best, index = lax.top_k(token_scores.reshape(B, -1), k)
-    block = jnp.take_along_axis(chosen, index // size, axis=1)
-    return best, block // n_blocks, block % n_blocks * size + index % size
 
 
 def _take(beams: Beams, index: Int[Array, "B m"]) -> Beams:

@@ -76,8 +76,11 @@ class Run:
                 raise ValueError(f"{name} holds {bad}; allowed: 0 … {rows - 1} (model.{size}={rows})")
         return _apply(self.model, self.params, dict(inputs), tuple(outputs))
 
-    def generate(self, prompts: Sequence[str], **options: Any) -> list[str]:
-        """The text that goes on from each prompt: see `jaxnlp.tasks.generation.generate` for the options."""
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[Any]:
+        """The text that goes on from each prompt, a list of strings: see `jaxnlp.tasks.generation.generate`.
+
+        With n_samples a list of them for each prompt; with details=True dicts that hold tokens and log-probabilities.
+        """
         if not speaks(self.model.heads):
             raise ValueError(
                 f"this run has the heads {self.model.heads}, and no language model's output to generate with"

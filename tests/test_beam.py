@@ -13,6 +13,7 @@ from jaxnlp import decoding
 from jaxnlp.decoding import beam_search
 from jaxnlp.models import gpt
 from jaxnlp.nn.cache import widened
+from jaxnlp.nn.candidates import candidates
 
 GOLDEN = Path(__file__).parent / "golden"
 WORDS, END, N = 4, 2, 4  # words 0 … 3, the others of the V are padding, with logits -inf
@@ -273,7 +274,7 @@ def test_the_candidates_are_those_of_a_full_sort_with_equals_in_their_order(n, s
     logits[:, -1] = 3.0  # its block comes first, but not the equals in it
     scores = np.float32([[0.0] * n, [-1.0] * n])
     scores[0, n // 2 :] = -np.inf if n > 1 else 0.0
-    got, beam, token = jax.jit(decoding._candidates, static_argnums=2)(scores, logits, k)
+    got, beam, token = jax.jit(candidates, static_argnums=2)(scores, logits, k)
     every = scores[:, :, None] + np.asarray(jax.nn.log_softmax(logits)).reshape(2, n, size)
     order = np.argsort(-every.reshape(2, -1), axis=1, kind="stable")[:, :k]
     best = np.take_along_axis(every.reshape(2, -1), order, axis=1)

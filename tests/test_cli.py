@@ -192,6 +192,24 @@ def test_generate_prints_what_the_run_gives(run, capsys):
     assert capsys.readouterr().out == f"to be{expected}\n"
 
 
+def test_generate_prints_samples_choices_and_details(run, capsys):
+    import jaxnlp
+
+    loaded = jaxnlp.load(run)
+    few = ["generate", run, "--prompt", "to be", "--max-new-tokens", "6"]
+    assert cli.main([*few, "--n-samples", "2"]) == 0
+    (texts,) = loaded.generate(["to be"], max_new_tokens=6, n_samples=2)
+    assert capsys.readouterr().out == "".join(f"to be{text}\n" for text in texts)
+    assert cli.main([*few, "--choices", " or", " be"]) == 0
+    (text,) = loaded.generate(["to be"], choices=[" or", " be"])
+    assert capsys.readouterr().out == f"to be{text}\n"
+    assert cli.main([*few, "--n-beams", "2", "--details"]) == 0
+    (found,) = loaded.generate(["to be"], max_new_tokens=6, n_beams=2, details=True)
+    assert json.loads(capsys.readouterr().out) == {"prompt": "to be", **found}
+    assert cli.main([*few, "--n-beams", "2", "--top-k", "3"]) == 2
+    assert "error: n_beams=2 with top_k=3; allowed: one of the two" in capsys.readouterr().err
+
+
 def test_predict_without_a_task_for_it(run, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("to be\n"))
     assert cli.main(["predict", run]) == 2

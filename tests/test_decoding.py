@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxnlp import decoding
-from jaxnlp.decoding import Context, chain, repetition_penalty, temperature, top_k, top_p
+from jaxnlp.decoding import Context, banned, chain, forced, repetition_penalty, temperature, top_k, top_p
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "decoding.npz")
 V = 7
@@ -30,6 +30,7 @@ def context(tokens, prompt_mask=None, n_new=0) -> Context:
         "top_p": top_p(0.8),
         "top_p_small": top_p(1e-6),
         "repetition_penalty": repetition_penalty(1.3),
+        "banned": banned([GOLDEN[f"processors/words/{i}"].tolist() for i in range(6)]),
         "all": chain(repetition_penalty(1.3), temperature(0.7), top_k(30), top_p(0.9)),
     }.items(),
 )
@@ -63,6 +64,59 @@ def test_the_penalty_skips_padding_and_what_is_not_written_yet():
     np.testing.assert_array_equal(penalised, [3, 4, 5, 6, 7, 8, 9])
 
 
+def test_a_banned_word_may_begin_in_the_prompt_but_not_in_its_padding():
+    tokens, mask = np.arange(12)[None], np.arange(8)[None] >= 6
+    words = [[6, 7, 50], [5, 6, 7, 51], [7, 8, 52], [8, 53]]
+    for n_new, expected in [(0, [50]), (1, [52, 53])]:
+        logits = banned(words)(jnp.zeros((1, 101)), context(tokens, mask, n_new))
+        np.testing.assert_array_equal(np.flatnonzero(np.isneginf(logits[0])), expected)
+
+
+def forcing(words, n, seed):
+    """The texts of n tokens, and whether each token was free, of a sampled decoding that forces the words."""
+    free = []
+
+    def note(logits, context):
+        jax.debug.callback(
+            lambda finite: free.append(np.asarray(finite) > 1), jnp.isfinite(logits).sum(1), ordered=True
+        )
+        return logits
+
+    process = chain(forced(words, end_id=5, max_new_tokens=n), note)
+    run = jax.jit(lambda d: decoding.decode(noise, d, n, process=process, choose=decoding.sample, end_id=5, pad_id=V))
+    start = begin([[i, i % V] for i in range(24)], n=16, seed=seed, pad_id=V)
+    new = run(start).context.new
+    jax.effects_barrier()
+    return np.asarray(new), np.array(free).T
+
+
+def holds(text, word):
+    return any(text[i : i + len(word)] == word for i in range(len(text)))
+
+
+@pytest.mark.parametrize("n", [5, 8, 15])
+def test_forced_words_are_in_every_text(n):
+    words = [[1, 2, 3], [4, 4]]
+    texts, free = forcing(words, n, seed=n)
+    for text, choices in zip(texts.tolist(), free, strict=True):
+        text = text[: text.index(5)] if 5 in text else text[:n]
+        assert all(holds(text, word) for word in words)
+        for i in range(len(text)):  # nothing is forced before it must be
+            needed = sum(len(word) for word in words if not holds(text[:i], word))
+            assert choices[i] == (n - i > needed)
+    assert n == 5 or len({tuple(text) for text in texts.tolist()}) > 5
+
+
+def test_log_probabilities_are_the_steps_own_whatever_the_processors():
+    start = begin([[9, 1], [9, 3]]).replace(log_probs=jnp.zeros((2, 8)))
+    process = chain(temperature(0.5), banned([[2]]))
+    end = jax.jit(lambda d: decoding.decode(noise, d, 6, process=process, choose=decoding.sample))(start)
+    table = np.asarray(noise(np.arange(V), None)[0], np.float64)
+    for (_, last), new, log_p in zip(end.context.prompt.tolist(), end.context.new.tolist(), end.log_probs, strict=True):
+        expected = [table[s, t] - np.log(np.exp(table[s]).sum()) for s, t in zip([last, *new], new[:6])]
+        np.testing.assert_allclose(log_p[:6], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "make, bad, message",
     [
@@ -72,6 +126,9 @@ def test_the_penalty_skips_padding_and_what_is_not_written_yet():
         (top_p, 0.0, "top_p=0.0; allowed: 0 < top_p <= 1"),
         (top_p, 1.5, "top_p=1.5"),
         (repetition_penalty, 0.0, "repetition_penalty=0.0; allowed: more than 0"),
+        (banned, [[1], []], r"banned=\[\[1\], \[\]\] holds \[\]; allowed: words of one token and more"),
+        (lambda words: forced(words, end_id=0, max_new_tokens=2), [[]], r"forced=\[\[\]\] holds \[\]"),
+        (lambda words: forced(words, end_id=0, max_new_tokens=2), [[1], [2, 3]], "forced words have 3 tokens; allowed"),
     ],
 )
 def test_a_bad_value_is_refused(make, bad, message):
@@ -89,7 +146,9 @@ def test_other_values_do_not_compile_again_and_a_plain_function_chains():
     run = jax.jit(lambda process, logits, context: process(logits, context))
     c = context(GOLDEN["processors/tokens"])
     for t, k, p, r in [(1.0, 5, 0.9, 1.1), (0.0, 7, 1.0, 2.0), (2, 90, 0.1, 1)]:
-        process = chain(repetition_penalty(r), no_three, chain(temperature(t), top_k(k)), top_p(p))
+        words = [[k] * (1 + k % 3)] * (1 + k % 4)
+        bound = chain(banned(words), forced(words, end_id=k, max_new_tokens=90))
+        process = chain(repetition_penalty(r), bound, no_three, chain(temperature(t), top_k(k)), top_p(p))
         assert np.all(run(process, GOLDEN["processors/logits"], c)[:, 3] == -jnp.inf)
     assert len(traces) == 1
 

@@ -4,9 +4,11 @@
 
 A prompt of 128 tokens and 48 new ones, greedy, random weights, all cores on both sides. The first token's seconds, with
 the whole prompt before it, are told apart from the tokens a second of the other 47, and compilation from both. Medians.
+A third line is ours with weights, products and cache in bfloat16.
 
-No token of a batch comes sooner than the weights are read from memory: the limit is their bytes, and the cache's, over
-the rate at which this machine reads, measured in the same run by a product of the word table and one vector.
+No token of a batch comes sooner than the weights and the cache are read from memory, nor than the machine multiplies:
+the limit is the longer of the two times, by rates measured in the same run. The reading rate is that of a product of
+the word table and one vector, the multiplying rate that of a product of two square matrices, both in float32.
 """
 
 import argparse
@@ -23,7 +25,9 @@ PROMPT, NEW, VOCABULARY = 128, 48, 50257
 
 
 def ours():
-    """A function of the batch size that gives the seconds of (the first token, the others, compilation)."""
+    """A function of the batch size and dtype that gives the seconds of (the first token, the others, compilation)."""
+    import dataclasses
+
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -33,10 +37,14 @@ def ours():
     from jaxnlp.models import gpt
     from jaxnlp.tasks import generation
 
-    model = gpt.GPT(gpt.VARIANTS["gpt2"])
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    models, config = {}, gpt.VARIANTS["gpt2"]
+    exact = jax.jit(config.build().init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    for dtype in ("float32", "bfloat16"):
+        params = jax.tree.map(lambda x: x.astype(dtype), exact)  # noqa: B023
+        models[dtype] = dataclasses.replace(config, dtype=dtype).build(), params
 
-    def seconds(batch: int) -> tuple[float, float]:
+    def seconds(batch: int, dtype: str) -> tuple[float, float]:
+        model, params = models[dtype]
         prompt = np.random.default_rng(0).integers(0, VOCABULARY, (batch, PROMPT))
         prompt, mask, n_new = generation._pad(prompt.tolist(), NEW, model.config.n_positions)
         times = [time.perf_counter()]
@@ -54,12 +62,12 @@ def ours():
         lambda name, seconds, **_: compiling.append(seconds) if "backend_compile" in name else None
     )
 
-    def run(batch: int) -> tuple[float, float, float]:
-        if batch not in compilation:
+    def run(batch: int, dtype: str = "float32") -> tuple[float, float, float]:
+        if (batch, dtype) not in compilation:
             compiling.clear()
-            seconds(batch)
-            compilation[batch] = sum(compiling)
-        return *seconds(batch), compilation[batch]
+            seconds(batch, dtype)
+            compilation[batch, dtype] = sum(compiling)
+        return *seconds(batch, dtype), compilation[batch, dtype]
 
     return run
 
@@ -97,18 +105,23 @@ def theirs():
     return run
 
 
-def read_rate() -> float:
-    """Bytes a second."""
+def rates() -> tuple[float, float]:
+    """Bytes and floating-point operations a second."""
     import jax
     import jax.numpy as jnp
 
-    table, vector = jnp.ones((50304, 768)), jnp.ones((768, 1))
-    product, seconds = jax.jit(jnp.matmul), []
-    for _ in range(9):
-        start = time.perf_counter()
-        product(table, vector).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return table.nbytes / statistics.median(seconds)
+    product = jax.jit(jnp.matmul)
+
+    def seconds(a, b) -> float:
+        times = []
+        for _ in range(9):
+            start = time.perf_counter()
+            product(a, b).block_until_ready()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    table, vector, square = jnp.ones((50304, 768)), jnp.ones((768, 1)), jnp.ones((1024, 1024))
+    return table.nbytes / seconds(table, vector), 2 * 1024**3 / seconds(square, square)
 
 
 def main():
@@ -123,28 +136,34 @@ def main():
 
     run = ours()
     peer = Peer(args.peer_python, __file__) if args.peer_python else None
-    weights = 4 * (50304 * 768 + 12 * 12 * 768**2)  # each read once a token; biases and norms are small beside them
+    weights = 50304 * 768 + 12 * 12 * 768**2  # biases and norms are small beside them
     print("batch          first token   decoding              of the limit   compilation")
     for batch in args.batches:
-        rows, peers, rates = [], [], []
+        rows, halves, peers, measured = [], [], [], []
         for _ in range(args.rounds if batch <= 8 else min(args.rounds, 3)):
             rows.append(run(batch))
+            halves.append(run(batch, "bfloat16"))
             if peer:
                 peers.append(peer.ask(batch=batch))
-            rates.append(read_rate())
-        cache = 4 * 2 * batch * 12 * 768 * (PROMPT + NEW / 2)
-        limit = batch * statistics.median(rates) / (weights + cache)
+            measured.append(rates())
+        read, multiply = (statistics.median(column) for column in zip(*measured))
+        cache = 2 * batch * 12 * 768 * (PROMPT + NEW / 2)
+        operations = 2 * (batch * weights + cache)
+
+        def shown(first: float, others: float, bytes_: int) -> str:
+            limit = max(bytes_ * (weights + cache) / read, operations / multiply)  # noqa: B023
+            speed = batch * (NEW - 1) / others  # noqa: B023
+            return f"{first:8.2f} s {speed:8.1f} tokens/s  {limit * (NEW - 1) / others:13.0%}"
+
         first, others, compilation = (statistics.median(column) for column in zip(*rows))
-        speed = batch * (NEW - 1) / others
-        print(
-            f"{batch:5} ours    {first:8.2f} s {speed:8.1f} tokens/s  {speed / limit:13.0%}   {compilation:8.1f} s"
-            f"    the machine reads {statistics.median(rates) / 1e9:.1f} GB/s"
-        )
+        rate = f"the machine reads {read / 1e9:.1f} GB/s and multiplies {multiply / 1e9:.0f} GFLOP/s"
+        print(f"{batch:5} ours    {shown(first, others, 4)}   {compilation:8.1f} s    {rate}")
+        half, halved, compilation = (statistics.median(column) for column in zip(*halves))
+        print(f"      bf16    {shown(half, halved, 2)}   {compilation:8.1f} s    {others / halved:.2f}x")
         if peer:
             first_, others_ = (statistics.median(column) for column in zip(*peers))
-            speed_ = batch * (NEW - 1) / others_
-            print(f"      theirs  {first_:8.2f} s {speed_:8.1f} tokens/s  {speed_ / limit:13.0%}")
-            print(f"      ratio   {first_ / first:8.2f}x  {speed / speed_:8.2f}x", flush=True)
+            print(f"      theirs  {shown(first_, others_, 4)}")
+            print(f"      ratio   {first_ / first:8.2f}x  {others_ / others:8.2f}x", flush=True)
     if peer:
         peer.close()
 

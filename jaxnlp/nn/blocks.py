@@ -170,6 +170,8 @@ class SelfAttention(nn.Module):
 
 
 def _write(slots: Float[Array, "B H S K"], new: Float[Array, "B H T K"], offset) -> Float[Array, "B H S K"]:
+    if len(slots) == 1:  # without the row's axis, as XLA has the products read them: else it writes twice, into copies
+        return jax.lax.dynamic_update_slice_in_dim(slots[0], new[0].astype(slots.dtype), offset, axis=1)[None]
     return jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), offset, axis=2)
 
 

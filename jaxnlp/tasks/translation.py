@@ -31,13 +31,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Int
 
-from jaxnlp import decoding
 from jaxnlp.data import batches
 from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.decoding import Beams, Shared
+from jaxnlp.decoding import Beams
 from jaxnlp.losses import blocked_cross_entropy
-from jaxnlp.nn.cache import widened
+from jaxnlp.tasks.beams import search
 from jaxnlp.tasks.inputs import parts
 from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Samples, Sums, Table, require, sown
 
@@ -373,24 +372,13 @@ def _search(
         cache = apply(ids, mask, cache=model.init_cache(B, S), logits=False, **prefix)["cache"]
         decode = apply
 
-    def shared(cache):  # keys and values stay where they are written
-        return {**cache, "layers": Shared(cache["layers"])} if "layers" in cache else cache
-
-    def own(state):
-        return {**state, "layers": state["layers"].tree} if "layers" in state else state
-
-    def step(tokens, state):
-        out = decode(tokens[:, None], cache=own(state))
-        logits = out["logits"][:, 0]
-        return jnp.where(jnp.arange(logits.shape[1])[None] == never, -jnp.inf, logits), shared(out["cache"])
-
-    def widen(state, n):
-        return shared(widened(own(state), (0 if form == "encoder-decoder" else S) + n_beams * n))
+    def words(logits):
+        return jnp.where(jnp.arange(logits.shape[1])[None] == never, -jnp.inf, logits)
 
     never = jnp.where(pad_id == end_id, -1, pad_id)  # padding of its own is no word
     first = jnp.full(B, bos_id, jnp.int32)
     options |= {"end_id": end_id, "pad_id": pad_id, "n_beams": n_beams, "max_new_tokens": max_new_tokens}
-    return decoding.beam_search(step, shared(cache), first, widen=widen if "layers" in cache else None, **options)
+    return search(decode, cache, first, slots=0 if form == "encoder-decoder" else S, mask=words, **options)
 
 
 @functools.partial(jax.jit, static_argnums=0)

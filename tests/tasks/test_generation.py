@@ -11,7 +11,7 @@ import pytest
 from jaxnlp.data import tokenizers
 from jaxnlp.models import gpt
 from jaxnlp.nn.blocks import stack_layers
-from jaxnlp.tasks import generation
+from jaxnlp.tasks import generation, scoring
 from jaxnlp.tasks.generation import generate
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "decoding.npz")
@@ -52,7 +52,15 @@ def wild():
     return model, params, tokenizer
 
 
-@pytest.mark.parametrize("texts, options", [("greedy", {}), ("penalised", {"repetition_penalty": 1.5})])
+@pytest.mark.parametrize(
+    "texts, options",
+    [
+        ("greedy", {}),
+        ("penalised", {"repetition_penalty": 1.5}),
+        ("banned", {"banned": [text([7]), text([9, 58])]}),
+        ("beams", {"n_beams": 4}),
+    ],
+)
 def test_greedy_texts_are_hugging_faces(golden, texts, options):
     expected = [text(row) for row in GOLDEN[f"generated/{texts}"]]
     rows = zip(GOLDEN["generated/prompt"], GOLDEN["generated/mask"])
@@ -135,6 +143,108 @@ def test_one_compilation_serves_a_bucket_whatever_the_values(wild):
     assert set(loops) == {(1, 257)}  # the table's padding is cut off before any processor sees it
     generate(model, params, tokenizer, ["d" * 33], max_new_tokens=9, **options)
     assert len(prefills) == 2
+
+
+def test_samples_are_those_of_a_prompt_given_as_often(wild):
+    found = generate(*wild, ["A", "hello", "A"], max_new_tokens=20, n_samples=2, **SAMPLED)
+    expected = generate(*wild, ["A", "A", "hello", "hello", "A", "A"], max_new_tokens=20, **SAMPLED)
+    assert found == [expected[:2], expected[2:4], expected[4:]]
+    assert len(set(expected)) == 6
+
+
+@pytest.mark.parametrize("options", [SAMPLED, {"n_beams": 3, "length_penalty": 0.6}], ids=["sampled", "beams"])
+def test_details_are_tokens_and_the_models_own_log_probabilities(wild, options):
+    model, params, tokenizer = wild
+    options = {"max_new_tokens": 20, "repetition_penalty": 1.2, "processors": [force_later(tokenizer)]} | options
+    found = generate(*wild, PROMPTS[:3], details=True, **options)
+    assert [one["text"] for one in found] == generate(*wild, PROMPTS[:3], **options)
+    trees = [(tokenizer.encode(prompt), [one["tokens"]]) for prompt, one in zip(PROMPTS, found)]
+    for one, ((expected, _),) in zip(found, scoring.of_tokens(model, params, trees), strict=True):
+        assert one["tokens"][-1] == tokenizer.eos_id and tokenizer.decode(one["tokens"]) == one["text"]
+        np.testing.assert_allclose(one["log_probs"], expected, rtol=1e-4)
+        assert one["log_prob"] == sum(one["log_probs"])
+
+
+def force_later(tokenizer):
+    """A processor that ends a text with its ninth token."""
+
+    def end(logits, context):
+        only = jnp.where(jnp.arange(logits.shape[1])[None] == tokenizer.eos_id, 0.0, -jnp.inf)
+        return jnp.where(context.n_new == 8, only, logits)
+
+    return end
+
+
+def test_the_tokens_of_a_text_that_is_stopped_end_with_the_stop_string(wild):
+    ids = wild[2].encode("one two. three, four")
+    options = {"max_new_tokens": len(ids), "processors": [force(ids)], "stop": [", "]}
+    (found,) = generate(*wild, ["A"], details=True, **options)
+    assert found["text"] == "one two. three"
+    assert wild[2].decode(found["tokens"]) == "one two. three, "
+    assert len(found["log_probs"]) == len(found["tokens"])
+
+
+def test_a_choice_is_the_likeliest_text(wild):
+    choices = ["x", "yes", "no", " maybe"]
+    pairs = [(prompt, choices) for prompt in PROMPTS]
+    likeliest = [max(zip(scores, choices))[1] for scores in scoring.log_likelihoods(*wild, pairs)]
+    assert generate(*wild, PROMPTS, choices=choices) == likeliest
+    lists = [choices[:1], choices[1:3], choices, ["no"]]
+    found = generate(*wild, PROMPTS, choices=lists, details=True)
+    scores = scoring.log_likelihoods(*wild, list(zip(PROMPTS, lists)))
+    assert [one["text"] for one in found] == [max(zip(s, texts))[1] for s, texts in zip(scores, lists)]
+    for one, some in zip(found, scores, strict=True):
+        np.testing.assert_allclose(one["log_prob"], max(some).log_prob, rtol=1e-5)
+        assert wild[2].decode(one["tokens"]) == one["text"]
+
+
+@pytest.mark.parametrize("options", [SAMPLED, {"n_beams": 3}], ids=["sampled", "beams"])
+def test_banned_and_forced_words(wild, options):
+    (free,) = generate(*wild, ["hello"], max_new_tokens=20, **options)
+    word = next(c for c in free if c.isascii() and c.isprintable())
+    found = generate(*wild, ["hello", "A"], max_new_tokens=20, banned=[word], forced=["zu Q", "{}"], **options)
+    assert all(word not in text and "zu Q" in text and "{}" in text for text in found)
+
+
+def test_beyond_a_window_text_goes_on_from_its_last_half(wild):
+    """Against reading the window anew for every token, without a cache; the rows are full at different times."""
+    model, params, tokenizer = wild
+    prompts, window = ["hello", "A", "the quick brown fox jumps"], 16
+    apply = jax.jit(lambda ids: model.apply({"params": params}, ids)["logits"][0])
+    expected = []
+    for prompt in prompts:
+        ids, start = tokenizer.encode(prompt), 0
+        for _ in range(30):
+            start = start if len(ids) - start <= window else len(ids) - window // 2
+            seen = ids[start:]
+            ids.append(int(apply(jnp.asarray([seen + [0] * (window - len(seen))]))[len(seen) - 1].argmax()))
+        expected.append(tokenizer.decode(ids)[len(prompt) :])
+    assert generate(*wild, prompts, max_new_tokens=30, temperature=0, window=window) == expected
+    assert generate(*wild, prompts[:1], max_new_tokens=170, temperature=0, window=160)[0].startswith(
+        generate(*wild, prompts[:1], max_new_tokens=150, temperature=0)[0]
+    )
+
+
+def test_bfloat16_weights_have_a_cache_of_their_own_kind(wild):
+    model = gpt.GPT(dataclasses.replace(wild[0].config, dtype="bfloat16"))
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), wild[1])
+    prompt, mask, _ = generation._pad([wild[2].encode("hello")], 10, 160)
+    cache = generation._prefill(model, params, prompt, mask, n_slots=42)
+    assert {str(x.dtype) for x in jax.tree.leaves(cache["layers"])} == {"bfloat16"}
+    exact = generation._prefill(*wild[:2], prompt, mask, n_slots=42)
+    for a, b in zip(jax.tree.leaves(cache["layers"]), jax.tree.leaves(exact["layers"]), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.05 * float(jnp.abs(b).max()))
+    half, options = (model, params, wild[2]), {"max_new_tokens": 9, "temperature": 0, "details": True}
+    (found,) = generate(*half, ["hello"], **options)
+    (((expected, _),),) = scoring.of_tokens(model, params, [(wild[2].encode("hello"), [found["tokens"]])])
+    np.testing.assert_allclose(found["log_probs"], expected, atol=0.5)
+
+
+def test_a_prompt_that_the_tokenizer_does_not_know_is_read_as_unknown(golden):
+    unknown = CHARACTERS.unk_id
+    logits = golden[0].apply({"params": golden[1]}, jnp.asarray([[unknown, unknown]]))["logits"][0, -1]
+    expected = CHARACTERS.decode([int(jnp.argmax(logits))])
+    assert generate(*golden, CHARACTERS, ["\u20ac\n"], max_new_tokens=1, temperature=0) == [expected]
 
 
 def test_a_text_ends_before_the_end_token(wild):
@@ -226,11 +336,40 @@ def test_prompt_and_text_may_fill_the_positions(wild):
         (["a"], {"stop": [""]}, ValueError, "stop=.* holds an empty string"),
         (["a"], {"temperature": -1.0}, ValueError, "temperature=-1.0; allowed"),
         (["a"], {"temperature": 0, "top_p": 2.0}, ValueError, "top_p=2.0; allowed"),
+        (["a"], {"n_samples": 0}, ValueError, "n_samples=0; allowed: 1 and more"),
+        (["a"], {"n_samples": 2, "temperature": 0}, ValueError, "n_samples=2 with temperature=0, which gives one text"),
+        (["a"], {"n_beams": 0}, ValueError, "n_beams=0; allowed: 1 and more"),
+        (["a"], {"n_beams": 2, "top_p": 0.9}, ValueError, "n_beams=2 with top_p=0.9; allowed: one of the two"),
+        (["a"], {"n_beams": 2, "temperature": 0.7}, ValueError, "n_beams=2 with temperature=0.7; allowed"),
+        (["a"], {"n_beams": 2, "n_samples": 2}, ValueError, "n_beams=2 with n_samples=2; allowed"),
+        (["a"], {"n_beams": 300}, ValueError, "n_beams=300; allowed: at most the 257 words"),
+        (["a"], {"window": 161}, ValueError, "window=161; allowed: 2 to model.n_positions=160"),
+        (["a"], {"banned": "abc"}, TypeError, "banned is one string, 'abc'; allowed: a list of strings"),
+        (["a"], {"banned": ["a", ""]}, ValueError, "banned=.* holds '', which has no token"),
+        (
+            ["a"],
+            {"forced": ["abcd"], "max_new_tokens": 3},
+            ValueError,
+            "forced words have 4 tokens; .*max_new_tokens=3",
+        ),
+        (["a"], {"forced": ["abc"], "banned": ["b"]}, ValueError, "forced=.'abc'. holds the banned 'b'"),
+        (["a"], {"forced": ["a"], "stop": "b"}, ValueError, "forced=.* with stop=.*; allowed: one of the two"),
+        (["a"], {"choices": ["b"], "n_beams": 2}, ValueError, "choices with n_beams=2; allowed: one of the two"),
+        (["a"], {"choices": []}, ValueError, "choices=.* for 1 prompts; allowed: one list for all, or one for each"),
+        (["a"], {"choices": [["b"], ["c"]]}, ValueError, "choices=.* for 1 prompts; allowed: one list"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(wild, prompts, options, error, message):
     with pytest.raises(error, match=message):
         generate(*wild, prompts, **options)
+
+
+def test_banned_words_that_leave_nothing_are_refused(golden):
+    every = [text([i]) for i in range(2, 64)]
+    with pytest.raises(ValueError, match="banned=.* leaves no token that stands for text; allowed: fewer words"):
+        generate(*golden, CHARACTERS, ["0"], banned=every)
+    (found,) = generate(*golden, CHARACTERS, ["0"], banned=every[1:], max_new_tokens=8)
+    assert set(found) <= {every[0], "<", "u", "n", "k", ">"}
 
 
 def test_a_token_id_outside_the_models_vocabulary_is_refused(wild):

@@ -1,0 +1,63 @@
+"""Five-way questions: all answers of a question against its prompt read once, or each with its prompt on its own.
+
+    python experiments/benchmarks/scoring.py [--model gpt2] [--questions 1000] [--turn 50]
+
+Random tokens and weights, float32, all cores; prompts of 40 to 120 tokens and answers of 1 to 8. Both ways are the
+package's own, in turns of some questions each, so that a machine's moods meet both; compilation is told apart.
+"""
+
+import argparse
+import time
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="gpt2")
+    parser.add_argument("--questions", type=int, default=1000)
+    parser.add_argument("--turn", type=int, default=50, help="questions of a turn")
+    args = parser.parse_args()
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import jaxnlp  # noqa: F401  first: it settles the allocator
+    from jaxnlp.models import gpt
+    from jaxnlp.tasks import scoring
+
+    model = gpt.GPT(gpt.VARIANTS[args.model])
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
+    random = np.random.default_rng(0)
+
+    def ids(low: int, high: int) -> list[int]:
+        return random.integers(0, model.config.vocab_size, random.integers(low, high + 1)).tolist()
+
+    questions = [(ids(40, 120), [ids(1, 8) for _ in range(5)]) for _ in range(args.questions)]
+    compiling = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiling.append(seconds) if "backend_compile" in name else None
+    )
+
+    def timed(trees) -> tuple[float, float, list[float]]:
+        """Seconds without compilation, those of compilation, and the answers' log p in order."""
+        compiling.clear()
+        start = time.perf_counter()
+        found = scoring.of_tokens(model, params, trees)
+        seconds = time.perf_counter() - start - sum(compiling)
+        return seconds, sum(compiling), [float(log_p.sum()) for texts in found for log_p, _ in texts]
+
+    totals, furthest = np.zeros((2, 2)), 0.0
+    for start in range(0, len(questions), args.turn):
+        part = questions[start : start + args.turn]
+        ways = (part, [(prompt, [answer]) for prompt, answers in part for answer in answers])
+        (*shared, a), (*alone, b) = map(timed, ways)
+        totals += [shared, alone]
+        furthest = max(furthest, float(np.max(np.abs(np.subtract(a, b)) / np.abs(b))))
+        (one, _), (other, _) = totals
+        print(f"{start + len(part):6} questions   shared {one:8.1f} s   alone {other:8.1f} s   {other / one:.2f}x")
+    print(f"compilation: shared {totals[0, 1]:.1f} s, alone {totals[1, 1]:.1f} s")
+    print(f"log p agree to {furthest:.1e} of their size")
+
+
+if __name__ == "__main__":
+    main()
