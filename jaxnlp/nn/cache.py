@@ -58,9 +58,8 @@ def reading(
         raise ValueError("segment_ids or position_ids came with a cache; allowed: attention_mask, which gives both")
     slots, index = cache["segment_ids"].shape[1], cache["index"]
     n_branches = len(input_ids) // len(jax.tree.leaves(cache["layers"])[0])
-    if n_branches > 1 and input_ids.shape[1] > 1:
-        raise ValueError(f"{input_ids.shape[1]} tokens for each of {n_branches} branches of a text; allowed: 1")
-    more = n_branches * input_ids.shape[1]
+    T = input_ids.shape[1]
+    more = n_branches * T
     if more + (0 if isinstance(index, jax.core.Tracer) else int(index)) > slots:  # else overwritten
         raise ValueError(f"{more} tokens more for a cache with {slots} slots, of which {index} are written")
     new = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
@@ -68,12 +67,12 @@ def reading(
     position_ids = jnp.maximum(before + jnp.cumsum(new, 1) - 1, 0)
     if n_branches > 1:
         own = jnp.arange(len(input_ids))[:, None] % n_branches == jnp.arange(n_branches)[None]
-        new = jnp.where(own, new, 0)
+        new = jnp.where(own[:, :, None], new[:, None], 0).reshape(len(input_ids), more)
     segment_ids = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids"], new, index, axis=1)
     cache = {**cache, "segment_ids": segment_ids, "index": index + new.shape[1]}
     if n_branches > 1:
-        seen = (segment_ids != 0).reshape(-1, n_branches, slots)
-        return cache, Mask(seen=seen, offset=index), position_ids
+        seen = jnp.repeat((segment_ids != 0).reshape(-1, n_branches, slots), T, axis=1)
+        return cache, Mask(causal=T > 1, seen=seen, offset=index), position_ids
     return cache, Mask(causal=True, segment_ids=segment_ids, offset=index, prefix=prefix_lengths), position_ids
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.generation.logits_process import (
     LogitsProcessorList,
+    NoBadWordsLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -35,7 +36,10 @@ def processors() -> dict[str, np.ndarray]:
             TopPLogitsWarper(0.9),
         ],
     }
+    words = [[3], [97], [*tokens[0, -1:], 5], [*tokens[1, -3:], 6], [*tokens[2, -6:], 7], [*tokens[3, -3:-1], 8]]
+    chains["banned"] = [NoBadWordsLogitsProcessor([[int(i) for i in word] for word in words])]
     out = {"logits": logits, "tokens": tokens.astype(np.int32)}
+    out |= {f"words/{i}": np.array(word, np.int32) for i, word in enumerate(words)}
     for name, chain in chains.items():
         out[name] = LogitsProcessorList(chain)(torch.tensor(tokens), torch.tensor(logits)).numpy()
     return out
@@ -78,8 +82,22 @@ def generated() -> dict[str, np.ndarray]:
     common = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     greedy = model.generate(prompt, attention_mask=mask, **common)[:, 8:]
     penalised = model.generate(prompt[:1], attention_mask=mask[:1], repetition_penalty=1.5, **common)[:, 8:]
-    texts = {"prompt": prompt, "mask": mask, "greedy": greedy, "penalised": penalised}
-    return {f"params/{k}": v for k, v in params.items()} | {k: v.numpy().astype(np.int32) for k, v in texts.items()}
+    first, second, third = greedy[0, 0], greedy[1, 2], greedy[1, 3]
+    banned = model.generate(
+        prompt, attention_mask=mask, bad_words_ids=[[int(first)], [int(second), int(third)]], **common
+    )[:, 8:]
+    ends = common | {"eos_token_id": 0, "num_beams": 4, "length_penalty": 0.0, "early_stopping": False}
+    beams = model.generate(prompt, attention_mask=mask, **ends)[:, 8:]
+    beams = torch.nn.functional.pad(beams, (0, 24 - beams.shape[1]))
+    texts = {"prompt": prompt, "mask": mask, "greedy": greedy, "penalised": penalised, "banned": banned, "beams": beams}
+
+    whole = torch.cat(
+        [prompt[:1], greedy[:1, :20], torch.arange(20)[None] * 7 % 64], 1
+    )  # as many as there are positions
+    log_p = torch.log_softmax(model(whole).logits[0], -1)
+    texts |= {"scored": whole, "likeliest": log_p[:-1].argmax(1) == whole[0, 1:]}
+    arrays = {f"params/{k}": v for k, v in params.items()} | {k: v.numpy().astype(np.int32) for k, v in texts.items()}
+    return arrays | {"log_probs": log_p[:-1].gather(1, whole[0, 1:, None])[:, 0].detach().numpy()}
 
 
 if __name__ == "__main__":
