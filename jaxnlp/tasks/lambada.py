@@ -25,6 +25,7 @@ from flax import linen as nn
 from jaxnlp import metrics
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.tasks import scoring
+from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.task import require
 
 
@@ -47,6 +48,7 @@ class LastWord:
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, items: Sequence[str]
     ) -> list[dict[str, Any]]:
         """{"word", "log_prob", "likeliest"} of each text's last word: the last says so of each of its tokens."""
+        LanguageModeling().check(model)
         words = [self.parts(text) for text in items]
         trees = scoring.encode(tokenizer, [(before, [word]) for before, word in words])
         found = itertools.chain(*scoring.of_tokens(model, params, trees))

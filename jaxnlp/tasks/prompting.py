@@ -38,6 +38,7 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.tasks import summarization, translation
 from jaxnlp.tasks.generation import generate
 from jaxnlp.tasks.inputs import ROWS, parts
+from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.scoring import Scored, log_likelihoods
 from jaxnlp.tasks.task import require
 
@@ -85,14 +86,10 @@ class Prompting:
         if self.choices == ():
             raise ValueError("task.choices=(); allowed: None, a feature that holds a list, or one and more")
         try:
-            self._names()
+            if "" in self._names():
+                raise ValueError("a feature without a name")
         except ValueError as error:
             raise ValueError(f"task.prompt={self.prompt!r}: {error}; allowed: what str.format reads") from error
-
-    def check(self, model: nn.Module) -> None:
-        """ValueError of a model that is no decoder of text."""
-        if not hasattr(model, "init_cache"):
-            raise ValueError(f"the model {type(model).__name__} is no language model, and only these are prompted")
 
     # ------------------------------------------------------------------------------------------------- an example
 
@@ -186,7 +183,7 @@ class Prompting:
         "scores" are the normalised log likelihoods of all choices, "shots" says how many the prompt had room for. Items
         are examples without labels, {"sentence": "…"} by the features' names, or the prompt's texts in order.
         """
-        self.check(model)
+        LanguageModeling().check(model)
         examples = [self._item(item) for item in items]
         pool = None if self.pool is None else open_source(self.pool)
         prompts = [self.prompted(example, pool, tokenizer, model.config.n_positions) for example in examples]
@@ -241,13 +238,13 @@ class Prompting:
     ) -> list[list[float]]:
         """The normalised log likelihood of every choice."""
         answers = [[self.joint + text for text in texts] for texts in options]
-        found = log_likelihoods(
-            model, params, tokenizer, [(prompt.text, texts) for prompt, texts in zip(prompts, answers, strict=True)]
-        )
+        pairs = [(prompt.text, texts) for prompt, texts in zip(prompts, answers, strict=True)]
+        found = log_likelihoods(model, params, tokenizer, pairs)
         alone: dict[str, float] = {}
         if self.normalize == "unconditional":
             texts = list(dict.fromkeys(itertools.chain(*answers)))
-            (scored,) = log_likelihoods(model, params, tokenizer, [(self.answer_context, texts)])
+            pairs = [(self.answer_context, texts[i : i + ROWS]) for i in range(0, len(texts), ROWS)]
+            scored = itertools.chain(*log_likelihoods(model, params, tokenizer, pairs))
             alone = {text: one.log_prob for text, one in zip(texts, scored, strict=True)}
 
         def value(one: Scored, text: str) -> float:

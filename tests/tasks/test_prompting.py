@@ -16,6 +16,7 @@ from jaxnlp.data.tokenizers import ByteBPE, Characters, build
 from jaxnlp.models import gpt, transformer
 from jaxnlp.tasks import prompting
 from jaxnlp.tasks.generation import generate
+from jaxnlp.tasks.lambada import LastWord
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.prompting import EXAMPLES, Prompting
 from jaxnlp.training import loop
@@ -241,6 +242,7 @@ def test_a_task_is_plain_values(tmp_path):
             {"prompt": "{sentence"},
             "task.prompt='{sentence': expected '}' before end of string; allowed: what str.format",
         ),
+        ({"prompt": "{}:"}, "task.prompt='{}:': a feature without a name; allowed: what str.format reads"),
         ({"max_new_tokens": 0}, "task.max_new_tokens=0; allowed: 1 and more"),
     ],
 )
@@ -282,9 +284,8 @@ def test_nothing_to_score_and_nothing_to_train(wild):
         experiment.validate()
 
 
-def test_a_translator_is_not_prompted():
-    config = (
-        transformer.VARIANTS["tiny"] if "tiny" in transformer.VARIANTS else next(iter(transformer.VARIANTS.values()))
-    )
-    with pytest.raises(ValueError, match="is no language model, and only these are prompted"):
-        REVIEW.check(config.build(()))
+@pytest.mark.parametrize("task", [REVIEW, LastWord()])
+def test_a_translator_is_not_prompted(task):
+    model = transformer.VARIANTS["base"].build(())
+    with pytest.raises(ValueError, match="the model .* is no language model; allowed with it: Translation"):
+        task.predict(model, {}, CHARACTERS, ["a b"])
