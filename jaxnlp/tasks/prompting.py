@@ -97,7 +97,7 @@ class Prompting:
         """{"sentence": "Good."} -> "Review: Good.\\nSentiment:"."""
         try:
             return self.prompt.format_map(example)
-        except (KeyError, IndexError, AttributeError, ValueError) as error:
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"task.prompt={self.prompt!r} asks for {error}, which the example has not; allowed:"
                 f" {', '.join(sorted(example))}"
