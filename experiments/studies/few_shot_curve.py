@@ -24,7 +24,6 @@ from scipy.stats import hypergeom
 import jaxnlp
 from jaxnlp.data.sources import TFDS, open_source
 from jaxnlp.data.tokenizers import ByteBPE
-from jaxnlp.metrics import interval
 from jaxnlp.models import gpt
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.prompting import Prompting
@@ -41,6 +40,7 @@ PEOPLE = (1, 2, 4, 8)  # in a text of the training; of as many as the last are t
 SHOTS = (0, 1, 4, 16, 64)
 TOKENS = 264  # of a text: 65 lines of four tokens, and its end
 SIZES = {"small": (2, 32), "medium": (2, 64), "large": (4, 128)}  # layers, width
+KEYS = ("accuracy_low", "accuracy_high", "accuracy")
 COLOURS = {"small": "#e0a888", "medium": "#b0552f", "large": "#1f5fa8"}
 
 
@@ -88,18 +88,21 @@ def experiment(size: str, data_dir: str | None = None) -> Experiment:
     )
 
 
-def curve(run: jaxnlp.Run, n_episodes: int) -> dict[int, tuple[int, int]]:
-    """Of each number of shots: right answers and questions, 8 an episode that training has not seen."""
-    counts = {}
-    for k in SHOTS:
-        right, n = 0, 0
-        for i in range(n_episodes):
-            pool = lines(np.random.default_rng([1, i]), PEOPLE[-1])
-            task = Prompting(prompt="{month} {name}", choices=HABITS, separator="\n", shots=k, pool=pool)
-            found = jaxnlp.evaluate(run, task=task, source=pool[:8])
-            right, n = right + round(8 * found["accuracy"]), n + 8
-        counts[k] = right, n
-    return counts
+def questions(k: int, n_episodes: int) -> list[dict]:
+    """8 of each episode that training has not seen, each with k other lines of its own, drawn as `Prompting` draws."""
+    found = []
+    for i in range(n_episodes):
+        pool = lines(np.random.default_rng([1, i]), PEOPLE[-1])
+        task = Prompting(prompt="{month} {name}", choices=HABITS, shots=k, pool=pool)
+        shown = ["".join(shot + "\n" for shot in task.drawn(task.question(one), pool)) for one in pool[:8]]
+        found += [{**one, "shown": text} for one, text in zip(pool, shown, strict=False)]
+    return found
+
+
+def curve(run: jaxnlp.Run, n_episodes: int) -> dict[int, dict[str, float]]:
+    """Accuracy and its interval for each number of shots."""
+    task = Prompting(prompt="{shown}{month} {name}", choices=HABITS)
+    return {k: jaxnlp.evaluate(run, task=task, source=questions(k, n_episodes)) for k in SHOTS}
 
 
 def recall(k: int) -> float:
@@ -109,17 +112,17 @@ def recall(k: int) -> float:
     return float(1 - unseen + unseen / len(HABITS))
 
 
-def picture(results: dict[str, dict[int, tuple[int, int]]], out: pathlib.Path) -> None:
+def picture(results: dict[str, dict[int, dict[str, float]]], out: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.0, 3.4), layout="constrained")
     axes = figure.subplots()
     places = range(len(SHOTS))
     axes.plot(places, [recall(k) for k in SHOTS], color="#7a828c", linestyle="--", label="recall")
-    for name, counts in results.items():
-        bounds = np.array([interval(*counts[k]) for k in SHOTS])
-        axes.fill_between(places, *bounds.T, color=COLOURS[name], alpha=0.15, linewidth=0)
-        axes.plot(places, [a / b for a, b in counts.values()], marker="o", color=COLOURS[name], label=name)
+    for name, found in results.items():
+        low, high, accuracy = ([one[key] for one in found.values()] for key in KEYS)
+        axes.fill_between(places, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+        axes.plot(places, accuracy, marker="o", color=COLOURS[name], label=name)
     axes.axhline(1 / len(HABITS), color="#c8ccd0", linewidth=0.8)
     axes.set_xticks(places, list(map(str, SHOTS)))
     axes.set_xlabel("examples in the prompt")
@@ -148,7 +151,7 @@ def main():
         run = jaxnlp.train(made, args.workdir / name, data_dir=args.data_dir)
         results[name] = curve(run, args.episodes)
         n_parameters = sum(x.size for x in jax.tree.leaves(run.params))
-        row = "".join(f"{right / n:8.3f}" for right, n in results[name].values())
+        row = "".join(f"{found['accuracy']:8.3f}" for found in results[name].values())
         print(f"{name:10}{n_parameters:12,}{row}", flush=True)
     if args.out is not None:
         picture(results, args.out)
