@@ -35,6 +35,14 @@ def classification(true: Int[np.ndarray, " N"], found: Int[np.ndarray, " N"], n_
     }
 
 
+def interval(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share, right / n, between 0 and 1 (Wilson, 1927)."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def confusion(true: Int[np.ndarray, " N"], found: Int[np.ndarray, " N"], n_labels: int) -> Int[np.ndarray, "n n"]:
     """How often a true class, the row, was taken for a class, the column."""
     counts = np.zeros((n_labels, n_labels), int)

@@ -204,7 +204,8 @@ def train(experiment: Experiment, workdir: str | os.PathLike, *, data_dir: str |
 def evaluate(run: Run, *, source: Any = None, task: Any = None, data_dir: str | None = None) -> dict[str, float]:
     """The task's metrics over the whole of `source`, by default the run's validation part.
 
-    A source or a task of the caller's own is not in the run's folder: then `source` or `task` gives it.
+    A source or a task of the caller's own is not in the run's folder: then `source` or `task` gives it. So does it a
+    task that is only evaluated, such as `Prompting` and `LastWord`, with the source that it is of.
     """
     if source is None and run.experiment is not None:
         source = run.experiment.data.validation

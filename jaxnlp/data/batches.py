@@ -99,9 +99,12 @@ class _Stream:
 class Windows:
     """See `windows`."""
 
-    def __init__(self, cache: Cache, length: int, batch_size: int, seed: int | None, apart: bool):
+    def __init__(self, cache: Cache, length: int, batch_size: int, seed: int | None, apart: bool, stride: int):
         check(batch_size, length, seed)
+        if not 1 <= stride <= length or (seed is not None and stride != length):
+            raise ValueError(f"stride: found {stride}; allowed: 1 … {length=} in evaluation, {length} in training")
         self.cache, self.length, self.batch_size, self.seed, self.apart = cache, length, batch_size, seed, apart
+        self.stride = stride
         self.n_tokens = int(cache.lengths.sum())
         if self.n_tokens < 2:
             raise ValueError(
@@ -109,7 +112,9 @@ class Windows:
             )
         # A training epoch is a circle of tokens cut in whole windows; evaluation, a line whose last window is padded.
         self.circular = seed is not None and self.n_tokens > length
-        self.n_windows = self.n_tokens // length if self.circular else -(-(self.n_tokens - 1) // length)
+        self.n_windows = (
+            self.n_tokens // length if self.circular else 1 + max(-(-(self.n_tokens - 1 - length) // stride), 0)
+        )
         self.steps_per_epoch = -(-self.n_windows // batch_size)
         self.shapes = ((batch_size, length),)
         self.stream = functools.lru_cache(maxsize=2)(self._make_stream)  # a step may lie on two epochs
@@ -124,7 +129,8 @@ class Windows:
             epoch, window = (0, number) if self.seed is None else divmod(number, self.n_windows)
             if window < self.n_windows:
                 self._fill(self.stream(epoch), window, tokens[row], segments[row], positions[row])
-        inputs, labels = segments[:, :-1], segments[:, 1:]
+        inputs, labels = segments[:, :-1], segments[:, 1:].copy()
+        labels[numbers > 0, : self.length - self.stride] = 0  # the window before has counted them
         counts = (labels == inputs) & (labels > 0) if self.apart else labels > 0
         batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:], "weights": counts.astype(np.float32)}
         if self.apart:
@@ -143,7 +149,7 @@ class Windows:
 
     def _fill(self, stream: _Stream, window: int, tokens, segments, positions) -> None:
         """Copies one window of length + 1 tokens, document by document."""
-        at = stream.phase + int(stream.order[window]) * self.length
+        at = stream.phase + int(stream.order[window]) * self.stride
         left = self.length + 1 if self.circular else min(self.length + 1, self.n_tokens - at)
         at %= self.n_tokens
         place = int(np.searchsorted(stream.ends, at, side="right"))
@@ -161,7 +167,9 @@ class Windows:
             at = int(stream.ends[place] - self.cache.lengths[stream.documents[place]])
 
 
-def windows(cache: Cache, *, length: int, batch_size: int, seed: int | None, apart: bool = False) -> Windows:
+def windows(
+    cache: Cache, *, length: int, batch_size: int, seed: int | None, apart: bool = False, stride: int | None = None
+) -> Windows:
     """Windows of `length` tokens over all documents, one after another: input_ids, labels, weights [B, T].
 
     Documents "ab." and "cde.", length 3, evaluation (`.` ends a document; a label is the token after its input):
@@ -174,13 +182,18 @@ def windows(cache: Cache, *, length: int, batch_size: int, seed: int | None, apa
 
     A document that begins before the window counts its positions from the window's start.
 
+    Evaluation with a `stride` below the length: a window begins `stride` tokens after the one before it, and what that
+    one has counted weighs 0. Of the documents above, stride 1:
+
+        input_ids  a b .    b . c    . c d    c d e        weights  1 1 1    0 0 1    0 0 1    0 0 1
+
     Evaluation: every token is a label exactly once, but for the first of all, which nothing precedes (with `apart`:
     the first of each document). Training: each epoch shuffles the documents, joins their line to a circle, cuts it at
     a random phase and shuffles the windows; tokens that fill no window, fewer than `length`, wait for another
     epoch's phase. Batches run on over the end of an epoch. Padding, of a text shorter than a window and of the last
     evaluation batch, is id 0, segment 0, weight 0.
     """
-    return Windows(cache, length, batch_size, seed, apart)
+    return Windows(cache, length, batch_size, seed, apart, length if stride is None else stride)
 
 
 # One example a row ----------------------------------------------------------------------------------------------------

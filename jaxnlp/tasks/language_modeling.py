@@ -2,6 +2,10 @@
 
 loss = - sum_t w_t log p(x_t | x_<t) / sum_t w_t          perplexity = exp(loss)
 bits_per_byte = - sum_t w_t log2 p(x_t | x_<t) / bytes of the texts of all x_t: independent of the tokenizer
+
+Each x_t of a text is predicted once, but for the very first token of all, and seen with at most `length` tokens before
+it. In evaluation with a `stride` below the length, each but the first `length` is seen with at least
+length - stride + 1: what transformers' perplexity with a sliding window of length + 1 tokens and this stride gives.
 """
 
 import dataclasses
@@ -28,6 +32,7 @@ class LanguageModeling:
 
     text: str = "text"  # the feature that holds the text
     length: int = 1024  # tokens a row
+    stride: int | None = None  # tokens that each row but the first predicts in evaluation; None: length, each once seen
     apart: bool = False  # attention stops at a document's border, and positions start again there
     label_smoothing: float = 0.0
     z_loss: float = 0.0  # weight of log(Z)² (Chowdhery et al., 2022, section 5), which keeps bfloat16 logits small
@@ -55,7 +60,14 @@ class LanguageModeling:
         return [{"input_ids": np.asarray([*ids, tokenizer.eos_id], np.int32)} for ids in texts if ids]
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
-        windows = batches.windows(cache, length=self.length, batch_size=batch_size, seed=seed, apart=self.apart)
+        windows = batches.windows(
+            cache,
+            length=self.length,
+            batch_size=batch_size,
+            seed=seed,
+            apart=self.apart,
+            stride=self.stride if seed is None else None,
+        )
         n_bytes = tokenizer.byte_lengths
         if n_bytes is None:
             return windows

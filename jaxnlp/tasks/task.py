@@ -3,6 +3,8 @@
 A task is a frozen dataclass of plain values. Everything that it measures is a pair (sum, weight): summed over rows,
 devices and steps, and divided once. A task whose loss is no one mean "loss" but a sum of several has `losses`, the
 names of their sums, each with the name of the batch's array that holds its weights.
+
+A task that is only evaluated (`Prompting`, `LastWord`) has `heads`, `predict` and `score`, and no more.
 """
 
 import dataclasses

@@ -84,6 +84,8 @@ class Experiment:
 
     def validate(self) -> None:
         """ValueError for the first number that cannot be meant."""
+        if dataclasses.is_dataclass(self.task) and not hasattr(self.task, "sums") and hasattr(self.task, "score"):
+            raise ValueError(f"the task {type(self.task).__name__} is only evaluated; allowed: one that learns")
         counts = ("steps", "batch_size", "accumulate", "steps_per_call", "keep_latest")
         for name, low in {**dict.fromkeys(counts, 1), "keep_best": 0, "seed": 0}.items():
             if getattr(self, name) < low:

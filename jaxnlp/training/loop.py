@@ -143,7 +143,15 @@ def train(
 def evaluate(
     experiment: Experiment, params: Any, tokenizer: Tokenizer, source: Any, *, data_dir: str | None = None
 ) -> dict[str, float]:
-    """The task's metrics over the whole source: sums of all batches, divided once; and the scores of what it writes."""
+    """The task's metrics over the whole source: sums of all batches, divided once; and the scores of what it writes.
+
+    A task without sums has scores alone.
+    """
+    task = experiment.task
+    if not hasattr(task, "sums"):
+        if getattr(task, "pool", None) is not None:
+            task = dataclasses.replace(task, pool=open_source(task.pool, data_dir))
+        return task.score(experiment.model.build(task.heads), params, tokenizer, open_source(source, data_dir))
     trainer, layout = trainer_for(experiment), parallel.Jit()
     batches = _batches(experiment, tokenizer, source, data_dir, seed=None)
     metrics = _evaluate(trainer.task, layout.measure(trainer.eval_step), layout, params, batches)

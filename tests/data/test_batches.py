@@ -140,6 +140,9 @@ class TestWindows:
         np.testing.assert_array_equal(apart["weights"], [[1, 1, 0], [1, 1, 1]])
         np.testing.assert_array_equal(apart["segment_ids"], [[1, 1, 1], [1, 1, 1]])
         np.testing.assert_array_equal(apart["position_ids"], [[0, 1, 2], [0, 1, 2]])
+        sliding = batches.windows(cache, length=3, batch_size=4, seed=None, stride=1)(0)
+        np.testing.assert_array_equal(sliding["input_ids"], [[a, b, end], [b, end, c], [end, c, d], [c, d, e]])
+        np.testing.assert_array_equal(sliding["weights"], [[1, 1, 1], [0, 0, 1], [0, 0, 1], [0, 0, 1]])
 
     def test_golden(self, make_cache):
         """Pins the plan: another order would silently change what a resumed run sees."""
@@ -150,10 +153,12 @@ class TestWindows:
 
     @pytest.mark.parametrize("length", [1, 2, 4, 7, 68, 69, 200])
     @pytest.mark.parametrize("apart", [False, True])
-    def test_evaluation_counts_every_token_once(self, make_cache, length, apart):
-        docs = documents(LENGTHS)
+    @pytest.mark.parametrize("stride", [None, 1, 3])
+    def test_evaluation_counts_every_token_once(self, make_cache, length, apart, stride):
+        docs, stride = documents(LENGTHS), stride and min(stride, length)
         line = np.concatenate(docs)
-        rows = one_epoch(batches.windows(make_cache(docs), length=length, batch_size=5, seed=None, apart=apart))
+        made = batches.windows(make_cache(docs), length=length, batch_size=5, seed=None, apart=apart, stride=stride)
+        rows = one_epoch(made)
         counted = rows["weights"] > 0
         firsts = {d[0] for d in docs} if apart else {line[0]}
         expected = [token for token in line if token not in firsts]
@@ -229,6 +234,9 @@ class TestWindows:
         for wrong in ({"length": 0}, {"batch_size": 0}, {"seed": -1}):
             with pytest.raises(ValueError, match=f"{next(iter(wrong))}: found .*; allowed: [01] or more"):
                 batches.windows(make_cache([[1, 2]]), **({"length": 4, "batch_size": 1, "seed": 0} | wrong))
+        for stride, seed in ((0, None), (5, None), (3, 0)):
+            with pytest.raises(ValueError, match=rf"stride: found {stride}; allowed: 1 … length=4 in evaluation, 4 in"):
+                batches.windows(make_cache([[1, 2]]), length=4, batch_size=1, seed=seed, stride=stride)
 
 
 class TestPadded:
