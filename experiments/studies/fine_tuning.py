@@ -1,8 +1,8 @@
 """The same fine-tunings in jaxnlp and in transformers: same checkpoint, batches, schedule and seeds, in turns.
 
     python experiments/studies/fine_tuning.py --peer-python PEER --pretrained DIR --data-dir DIR
-        [--sets sst2,nsmc,sick_entailment,sick_relatedness,wnut17,squad,comve] [--steps N] [--rows N] [--seeds 1 2 3]
-        [--scored N]
+        [--sets sst2,nsmc,sick_entailment,sick_relatedness,wnut17,squad,comve] [--steps N] [--rows N] [--lr X]
+        [--seeds 1 2 3] [--scored N]
 
 DIR is a BERT as transformers writes it. Each experiment's own batches and learning rates go to the peer, transformers'
 AutoModelFor… in PyTorch, eager, with AdamW, fused; ten steps of one side follow ten of the other. Initial values of the
@@ -164,7 +164,12 @@ def compare(name: str, args: argparse.Namespace, other: peer.Peer) -> None:
 
     file, arguments, kind, metric = SETS[name]
     made = runpy.run_path(str(HERE.parent / f"{file}.py"))["experiment"](pretrained=args.pretrained, **arguments)
-    made = dataclasses.replace(made, steps=args.steps or made.steps, batch_size=args.rows or made.batch_size)
+    made = dataclasses.replace(
+        made,
+        steps=args.steps or made.steps,
+        batch_size=args.rows or made.batch_size,
+        optim=dataclasses.replace(made.optim, lr=args.lr or made.optim.lr),
+    )
     labels = getattr(made.task, "labels", ("score",) if kind == "SequenceClassification" else None)
     held_out = open_source(made.data.validation, args.data_dir)
     held_out = [held_out[i] for i in range(min(len(held_out), args.scored or len(held_out)))]
@@ -202,6 +207,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--scored", type=int)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
