@@ -22,9 +22,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-import types
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from etils import epath
 from jaxtyping import Bool, Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from jaxnlp.data.sentencepiece import SentencePiece
 from jaxnlp.files import write_atomically
 
 END = "<|endoftext|>"  # GPT-2's end of text; also begins a text and pads
@@ -105,15 +105,21 @@ class Tokenizer:
 
     @property
     def eos_id(self) -> int:
-        return self._first(END, "[SEP]", "</s>", "<unk>")  # GPT-1 has no end: <unk>, which it never saw, stands for it
+        return self._first(END, "[SEP]", "</s>", *self._lacking_end)
 
     @property
     def bos_id(self) -> int:
-        return self._first(END, "[CLS]", "<s>", "<pad>", "<unk>")  # Marian begins with <pad>
+        return self._first(END, "[CLS]", "<s>", "<pad>", *self._lacking_end)  # Marian begins with <pad>
 
     @property
     def pad_id(self) -> int:
-        return self._first("[PAD]", "<pad>", END, "<unk>")
+        return self._first("[PAD]", "<pad>", END, *self._lacking_end)
+
+    @functools.cached_property
+    def _lacking_end(self) -> tuple[str, ...]:
+        """GPT-1's vocabulary has no end: <unk>, which it never saw, stands for it."""
+        suffix = getattr(getattr(self.backend, "model", None), "end_of_word_suffix", None)
+        return ("<unk>",) if suffix == WORD_END else ()
 
     @property
     def unk_id(self) -> int | None:
@@ -350,61 +356,6 @@ class TokenizerFile:
 def build(spec: ByteBPE | WordPiece | Characters | Pair | TokenizerFile, texts: Iterable[str] = ()) -> Tokenizer:
     """The tokenizer that a specification describes, trained on the texts where it is trained at all."""
     return spec.build(texts)
-
-
-class SentencePiece:
-    """A SentencePiece model (Kudo and Richardson, 2018), whose pieces have the ids of a vocabulary, as Marian's have.
-
-    What `Tokenizer` uses of a tokenizers.Tokenizer, by the library `sentencepiece`. ">>deu<<" at the beginning of a
-    text, which tells a model of many languages what to write, is one token. ValueError for what is no such model.
-    """
-
-    SPECIAL = ("</s>", "<pad>")  # with <unk>, which shows where it is decoded
-
-    def __init__(self, model: bytes, vocabulary: Mapping[str, int]):
-        try:
-            import sentencepiece
-        except ImportError as error:
-            raise RuntimeError("a SentencePiece tokenizer needs its library: pip install 'jaxnlp[hub]'") from error
-        try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise ValueError(f"not a SentencePiece model: {error}") from error
-        if absent := [token for token in (*self.SPECIAL, "<unk>") if token not in vocabulary]:
-            raise ValueError(f"the vocabulary has no {', '.join(absent)}; allowed: one with it, as Marian's")
-        self.model, self.vocabulary = model, dict(vocabulary)
-        self.tokens = {id: token for token, id in vocabulary.items()}
-
-    def no_truncation(self) -> None:
-        pass
-
-    no_padding = no_truncation
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> types.SimpleNamespace:
-        return self.encode_batch([text])[0]
-
-    def encode_batch(self, texts: list[str], add_special_tokens: bool = False) -> list[types.SimpleNamespace]:
-        ends = [text.find("<<") + 2 if text.startswith(">>") and "<<" in text else 0 for text in texts]
-        pieces = self.processor.encode([text[end:] for text, end in zip(texts, ends, strict=True)], out_type=str)
-        whole = ([text[:end]] * bool(end) + found for text, end, found in zip(texts, ends, pieces, strict=True))
-        unknown = self.vocabulary["<unk>"]
-        return [types.SimpleNamespace(ids=[self.vocabulary.get(piece, unknown) for piece in found]) for found in whole]
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        pieces = [token for token in map(self.tokens.get, ids) if token is not None and token not in self.SPECIAL]
-        return self.processor.decode_pieces(pieces).replace("\u2581", " ").strip()
-
-    def id_to_token(self, id: int) -> str | None:
-        return self.tokens.get(id)
-
-    def token_to_id(self, token: str) -> int | None:
-        return self.vocabulary.get(token)
-
-    def get_vocab_size(self, with_added_tokens: bool = True) -> int:
-        return max(self.tokens) + 1
-
-    def to_str(self, pretty: bool = False) -> str:
-        return json.dumps({"sentencepiece": base64.b64encode(self.model).decode(), "vocabulary": self.vocabulary})
 
 
 def _with_marks(text: str, places: list[tuple[int, int]]) -> list[tuple[int, int]]:

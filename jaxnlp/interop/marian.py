@@ -12,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnlp.data.tokenizers import SentencePiece, Tokenizer
+from jaxnlp.data.sentencepiece import SentencePiece
+from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.interop.tables import Row, as_json, fields, from_heads, norm, product
 from jaxnlp.models import transformer
 from jaxnlp.nn.embeddings import padded, sinusoids

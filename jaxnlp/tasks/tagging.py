@@ -27,7 +27,8 @@ from tokenizers import decoders
 from jaxnlp import metrics
 from jaxnlp.data import batches
 from jaxnlp.data.cache import Cache
-from jaxnlp.data.tokenizers import SentencePiece, Tokenizer
+from jaxnlp.data.sentencepiece import SentencePiece
+from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
 from jaxnlp.tasks.inputs import Template, by_length, read, template

@@ -7,9 +7,11 @@ language model's over all real tokens, as in eq. 5 of Radford et al., 2018.
 """
 
 import pathlib
+import runpy
 
 import numpy as np
-from gpt2 import SIZES, params_of
+
+GPT2 = runpy.run_path(str(pathlib.Path(__file__).with_name("gpt2.py")))
 
 LAMBDA = 0.5
 
@@ -21,7 +23,7 @@ def make():
     torch.manual_seed(1)
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"), 0.0)
     ends = {"bos_token_id": None, "eos_token_id": None}
-    config = transformers.GPT2Config(**SIZES, **rates, **ends, num_labels=1, attn_implementation="eager")
+    config = transformers.GPT2Config(**GPT2["SIZES"], **rates, **ends, num_labels=1, attn_implementation="eager")
     model = transformers.GPT2DoubleHeadsModel(config).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -33,7 +35,7 @@ def batch():
     rng = np.random.default_rng(1)
     lengths = np.array([[12, 7], [5, 9], [3, 12]])
     mask = (np.arange(12) < lengths[..., None]).astype(np.int32)
-    ids = rng.integers(0, SIZES["vocab_size"], mask.shape).astype(np.int32)
+    ids = rng.integers(0, GPT2["SIZES"]["vocab_size"], mask.shape).astype(np.int32)
     return {"input_ids": ids, "attention_mask": mask, "labels": np.array([1, 0, 1], np.int32)}
 
 
@@ -59,7 +61,7 @@ def tree_of(state: dict[str, np.ndarray]) -> dict:
         "kernel": state["multiple_choice_head.summary.weight"].T,
         "bias": state["multiple_choice_head.summary.bias"],
     }
-    return params_of(state) | {"heads": {"choice": head}}
+    return GPT2["params_of"](state) | {"heads": {"choice": head}}
 
 
 if __name__ == "__main__":
