@@ -5,8 +5,8 @@
 
 step    32 sources and 32 targets of 32 tokens; label smoothing, Adam, clip 1. The peer is torch.nn.Transformer, eager
         and compiled, of which the better counts. The rate of matrix products is measured in the same run.
-beam    test_2016 of Multi30k by a run of translation_story, beam 4, texts in and texts out. The peer is transformers'
-        MarianMTModel on the run's export, the sources sorted by length, 64 at a time, as here.
+beam    test_2016 of Multi30k by a run of `translation_story --model.no-norm-first`, beam 4, texts in and texts out. The
+        peer is transformers' MarianMTModel on the run's export, the sources sorted by length, 64 at a time, as here.
 """
 
 import argparse
