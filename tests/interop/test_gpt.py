@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 import jaxnlp
 from jaxnlp.data.tokenizers import Tokenizer
@@ -35,9 +35,12 @@ def golden():
 
 def tokenizer_of(name):
     """Of words that are letters; of GPT without an end."""
-    special = ["<pad>"] if name.startswith("OpenAI") else ["<pad>", "<|endoftext|>"]
-    words = [*special, "<unk>", *LETTERS]
-    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    openai = name.startswith("OpenAI")
+    special, suffix = (["<pad>"], "</w>") if openai else (["<pad>", "<|endoftext|>"], "")
+    vocab = {word: i for i, word in enumerate([*special, "<unk>", *(letter + suffix for letter in LETTERS)])}
+    ends = {"end_of_word_suffix": suffix} if openai else {}
+    backend = Backend(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", **ends))
+    backend.decoder = decoders.BPEDecoder(suffix=suffix) if openai else None
     backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     backend.add_special_tokens(special)
     return Tokenizer(backend)
