@@ -7,19 +7,28 @@ Sizes, batch and learning rate are those of table 2.1, the rest is appendix B's:
 million, cosine to a tenth at 260 billion, AdamW (0.9, 0.95, 1e-8), clipping at 1, decay 0.1. Rows are of 2,048 tokens,
 and batches the nearest multiple of 256 rows, which pods can cut: 1,536 for the 3.2 million tokens of 175B. No dropout;
 bfloat16 products, layers scanned and recomputed: for accelerators. Every second layer sees a band of 256 tokens, whose
-width the paper leaves open (models/gpt.py). The paper's batch grows from 32,000 tokens over the first 4 to 12 billion;
-this one is whole from the start. All that is not said here is gpt2.py's.
+width the paper leaves open (models/gpt.py). All that is not said here is gpt2.py's.
+
+The paper's batch grows from 32,000 tokens, 16 rows, to its full size over the first 4 to 12 billion tokens, as the size
+of the model wants: so it does here with `--ramp 16`, over 4 billion tokens where the batch is of 256 rows, 12 where it
+is of 1,536, in proportion between. A mesh cuts the first batch too, so on many chips `--ramp` is as many rows as there
+are parts, such as 128; without it the batch is whole from the start. Each size is compiled by itself.
 """
 
 import dataclasses
+import functools
 import pathlib
 import runpy
 from typing import Literal
 
+import numpy as np
+
 from jaxnlp.models import gpt
-from jaxnlp.training.experiment import Experiment
+from jaxnlp.training.experiment import Experiment, Ramp
 
 GPT2 = runpy.run_path(str(pathlib.Path(__file__).with_name("gpt2.py")))
+
+LENGTH, TOKENS = 2048, 300e9
 
 TABLE = {  # learning rate, rows of a batch
     "small": (6.0e-4, 256),
@@ -40,17 +49,31 @@ def experiment(
     validation_split: str = "train[:1%]",
     vocabulary: str | None = None,
     size: Literal["small", "medium", "large", "xl", "2.7b", "6.7b", "13b", "175b"] = "small",
+    ramp: int | None = None,
 ) -> Experiment:
-    """`vocabulary`: a tokenizer.json, or a folder with GPT-2's two files; None trains a new one on the data."""
+    """`vocabulary`: a tokenizer.json, or a folder with GPT-2's two files; None trains a new one on the data.
+
+    `ramp`: rows of the first batch, and by how many the next ones grow.
+    """
     base = GPT2["experiment"](dataset, text, train_split, validation_split, vocabulary)
     config = dataclasses.replace(gpt.VARIANTS[f"gpt3-{size}"], dropout=0.0, attention_dropout=0.0)
     lr, rows = TABLE[size]
+    stages = np.arange(ramp or rows, rows + 1, ramp or rows)  # rows of each
+    grown = 0 if ramp is None else np.interp(rows, [256, 1536], [4e9, 12e9])  # tokens until the batch is whole
+    of_stage = grown / (LENGTH * stages.sum())  # steps
+    whole = of_stage * len(stages)
+    steps = whole + (TOKENS - grown) / (rows * LENGTH)
+    read = [0, *np.cumsum(of_stage * LENGTH * stages), TOKENS]
+    after = functools.partial(np.interp, xp=read, fp=[0, *of_stage * np.arange(1, len(stages) + 1), steps])
     return dataclasses.replace(
         base,
         model=dataclasses.replace(config, dtype="bfloat16", scan=True, remat="full"),
-        task=dataclasses.replace(base.task, length=2048),
-        optim=dataclasses.replace(base.optim, lr=lr, warmup=375e6 / 300e9, end_at=260 / 300),
-        steps=round(300e9 / (rows * 2048)),
+        task=dataclasses.replace(base.task, length=LENGTH),
+        optim=dataclasses.replace(
+            base.optim, lr=lr, warmup=float(after(375e6) / steps), end_at=float(after(260e9) / steps)
+        ),
+        steps=round(steps),
         batch_size=rows,
+        ramp=None if ramp is None else Ramp(ramp, float(whole / steps)),
         accumulate=1,
     )

@@ -57,6 +57,17 @@ class Pretrained:
         return any(pattern is not None and re.fullmatch(pattern, path) for pattern in patterns)
 
 
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+    """A batch that grows to batch_size in even stages over the first steps (Brown et al., 2020, appendix B).
+
+    Each size is compiled by itself. No example is left out: a step goes on where the one before it ended.
+    """
+
+    rows: int  # of the first step, and by how many a stage is larger than the one before it
+    until: float  # fraction of the steps after which the batch is whole
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One run."""
@@ -68,6 +79,7 @@ class Experiment:
     optim: Optim = Optim()
     steps: int
     batch_size: int  # rows of one step, over all devices and microbatches; of a translation, of the longest bucket
+    ramp: Ramp | None = None  # smaller batches at first
     seed: int = 0  # of parameters, data and dropout
     init: Pretrained | None = None  # another run to start from
     lora: LoRA | None = None  # train thin matrices beside those of `init`, and what is fresh or grows there
@@ -100,6 +112,8 @@ class Experiment:
             raise ValueError(
                 f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}; allowed: {allowed}"
             )
+        if self.ramp is not None:
+            self._check_ramp()
         if self.lora is not None and (self.init is None or self.optim.freeze is not None):
             found = f"init={self.init}, optim.freeze={self.optim.freeze!r}"
             raise ValueError(f"lora with {found}; allowed: an init to adapt, and no freeze, as the base stays as it is")
@@ -111,6 +125,28 @@ class Experiment:
         for name in ("model", "tokenizer"):
             if getattr(self, name) is None and self.init is None:
                 raise ValueError(f"{name}=None; allowed without init: a value; with init, None takes the checkpoint's")
+
+    def _check_ramp(self) -> None:
+        rows, until = self.ramp.rows, self.ramp.until
+        if rows < 1 or self.batch_size % rows or rows % self.accumulate:
+            allowed = f"a divisor of batch_size={self.batch_size} and a multiple of accumulate={self.accumulate}"
+            raise ValueError(f"ramp.rows={rows}; allowed: {allowed}")
+        if not 0 < until <= 1:
+            raise ValueError(f"ramp.until={until}; allowed: a fraction of the steps, 0 < ramp.until <= 1")
+        if self.steps_per_call > 1:
+            raise ValueError(f"steps_per_call={self.steps_per_call} with a ramp; allowed: 1, as batches differ in size")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Rows that every size of the batch is a multiple of, by the name of what sets them."""
+        return {"batch_size": self.batch_size} if self.ramp is None else {"ramp.rows": self.ramp.rows}
+
+    def rows_at(self, step: int) -> int:
+        """Rows of the batch of a step, 0 … steps - 1."""
+        if self.ramp is None:
+            return self.batch_size
+        stages, steps = self.batch_size // self.ramp.rows, max(round(self.ramp.until * self.steps), 1)
+        return self.ramp.rows * min(1 + step * stages // steps, stages)
 
 
 def every(fraction: float, steps: int, steps_per_call: int = 1) -> int:

@@ -14,7 +14,7 @@ import pathlib
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp.data import cache, tokenizers
-from jaxnlp.data.batches import Batches
+from jaxnlp.data.batches import Batches, Ramped, Rows
 from jaxnlp.data.sources import fingerprint, open_source
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained, make_folder, write_atomically
@@ -87,15 +87,13 @@ def train(
         layout = parallel.layout(experiment.parallel)
         trainer = trainer_for(experiment, layout.axis)
         train_batches, validation = batches_for(experiment, tokenizer, data_dir)
-        example = jax.tree.map(lambda x: x[0], next(iter(_calls(train_batches, 0, 1, 1, slice(1)))))
+        example = jax.tree.map(lambda x: x[0], next(iter(_calls(train_batches, 0, 1, 1, lambda step: slice(1)))))
         init = functools.partial(trainer.begin, batch=example)
         key = jax.random.key(experiment.seed)
         abstract = layout.abstract(jax.eval_shape(init, key))
         lengths = [shape[1] for batches in (train_batches, validation) if batches for shape in batches.shapes]
-        accumulate, rows = experiment.accumulate, experiment.batch_size
-        parallel.check(
-            layout.sizes, (abstract.params, abstract.base), batch_size=rows, accumulate=accumulate, lengths=lengths
-        )
+        accumulate, model = experiment.accumulate, (abstract.params, abstract.base)
+        parallel.check(layout.sizes, model, batch=experiment.sizes, accumulate=accumulate, lengths=lengths)
         start, data = 0, {"train": experiment.data.train, "validation": experiment.data.validation}
         fingerprints = {split: fingerprint(data[split], data_dir) for split in data if data[split] is not None}
         processes.check_same("set of examples", json.dumps(fingerprints, indent=1))
@@ -273,7 +271,7 @@ class _Loop:
     def go(self, state: TrainState, start: int, batches: Batches, profile: tuple[int, int]) -> TrainState:
         e = self.experiment
         steps, measure = self.layout.update(self.trainer.train_steps), self.layout.measure(self.trainer.eval_step)
-        rows = self.layout.rows(e.batch_size)
+        rows = lambda step: self.layout.rows(e.rows_at(step))  # noqa: E731
         log_every, evaluate_every, save_every = (
             every(fraction, e.steps, e.steps_per_call) for fraction in (e.log_every, e.evaluate_every, e.save_every)
         )
@@ -283,13 +281,14 @@ class _Loop:
             if not tracing and profile[0] <= step + len(batch["input_ids"]) and step < profile[1]:
                 self.trace.enter_context(_traced(self.folder))
                 tracing = True
-            state, sums = steps(state, self.layout.place(batch, e.batch_size))
+            size = e.rows_at(step)
+            state, sums = steps(state, self.layout.place(batch, size))
+            tokens += _tokens(batch) * size // len(rows(step))
             step += len(batch["input_ids"])
             if tracing and (step >= profile[1] or step == e.steps):
                 jax.block_until_ready(sums)
                 self.trace.close()
                 tracing = False
-            tokens += _tokens(batch) * e.batch_size // len(rows)
             due = lambda interval: step % interval == 0 or step == e.steps  # noqa: B023, E731
             if due(log_every) or due(save_every):
                 self._check_finite(state)
@@ -361,7 +360,7 @@ class _Loop:
 
 def _evaluate(task: Any, measure: Any, layout: parallel.Jit, params: Any, batches: Batches) -> dict[str, float]:
     sums, size = None, batches.batch_size
-    for batch in _calls(batches, 0, batches.steps_per_epoch, 1, layout.rows(size)):
+    for batch in _calls(batches, 0, batches.steps_per_epoch, 1, lambda step: layout.rows(size)):
         new = measure(params, layout.place(batch, size))
         sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
     return task.metrics(_means(sums))
@@ -394,15 +393,20 @@ def _batches(
         cache_dir=_cache_folder() / "tokens",
         data_dir=data_dir,
     )
-    return task.batches(encoded, tokenizer, batch_size=experiment.batch_size, seed=seed)
+    ramp = None if seed is None else experiment.ramp
+    if ramp is None:
+        return task.batches(encoded, tokenizer, batch_size=experiment.batch_size, seed=seed)
+    steps = range(round(ramp.until * experiment.steps) + 1)
+    counts = tuple(experiment.rows_at(step) // ramp.rows for step in steps)
+    return Ramped(task.batches(encoded, tokenizer, batch_size=ramp.rows, seed=seed), counts)
 
 
 def _calls(
-    batches: Batches, start: int, stop: int, size: int, rows: Any = slice(None)
+    batches: Batches, start: int, stop: int, size: int, rows: Callable[[int], Rows]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches start … stop - 1, made ahead by other threads, stacked by `size` up to the next multiple of it."""
+    """Rows of batches start … stop - 1, made ahead by other threads, stacked by `size` up to its next multiple."""
     first = min(-start % size, stop - start)
-    steps = grain.MapDataset.range(start, stop).map(lambda step: batches(step, rows))
+    steps = grain.MapDataset.range(start, stop).map(lambda step: batches(step, rows(step)))
     for part, n in ((steps[:first], max(first, 1)), (steps[first:], size)):
         yield from part.batch(n).to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
 

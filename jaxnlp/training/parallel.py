@@ -365,13 +365,16 @@ def layout(parallel: str) -> Jit:
     return Pmap() if parallel == "pmap" else OverMesh(make_mesh(sizes or whole_fsdp(devices), devices))
 
 
-def check(sizes: Mapping[str, int], params: Any, *, batch_size: int, accumulate: int, lengths: Iterable[int]) -> None:
+def check(
+    sizes: Mapping[str, int], params: Any, *, batch: Mapping[str, int], accumulate: int, lengths: Iterable[int]
+) -> None:
     """ValueError for an axis of the model or of a batch that the mesh of these sizes cannot cut evenly.
 
     A width is refused only where its mesh axis would cut no parameter at all: see `spec`, and `uncut` for the cost.
 
     Args:
         params: arrays or their shapes.
+        batch: rows, by the name of what sets them.
     """
     found: dict[str, set[int]] = {"queries": set(lengths)}
     used: set[str] = set()
@@ -394,7 +397,7 @@ def check(sizes: Mapping[str, int], params: Any, *, batch_size: int, accumulate:
                 cut = " * ".join(f"{axis}={sizes[axis]}" for axis in CUTS[name] if sizes[axis] > 1)
                 raise ValueError(f"parallel: {name}={value} cannot be cut by {cut}; allowed: {allowed}")
     parts = math.prod(sizes[axis] for axis in CUTS["batch"]) * accumulate
-    if batch_size % parts:
+    for name in (name for name, rows in batch.items() if rows % parts):
         cut = " * ".join(f"{axis}={sizes[axis]}" for axis in CUTS["batch"] if sizes[axis] > 1)
         cut += f"{' * ' * bool(cut)}accumulate={accumulate}" if accumulate > 1 else ""
-        raise ValueError(f"batch_size={batch_size} cannot be cut by {cut}; allowed: {parts} or a multiple of it")
+        raise ValueError(f"{name}={batch[name]} cannot be cut by {cut}; allowed: {parts} or a multiple of it")

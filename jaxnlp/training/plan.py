@@ -119,7 +119,7 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
     state = jax.eval_shape(functools.partial(trainer.begin, batch=batch), jax.random.key(0))
     full = {axis: sizes.get(axis, 1) for axis in parallel.AXES}
     model = state.params, state.base
-    parallel.check(full, model, batch_size=rows, accumulate=experiment.accumulate, lengths=[length])
+    parallel.check(full, model, batch=experiment.sizes, accumulate=experiment.accumulate, lengths=[length])
     notes += _uncut(state, full)
     cut = parallel.OverMesh(AbstractMesh(tuple(full.values()), parallel.AXES)).abstract(state)
     own = lambda tree: sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
@@ -327,7 +327,9 @@ def search(
         if found and found.fits and found.memory_bytes["peak"] < found.memory_bytes["chip"] / 2:
             attempt(mesh, "none")
     if not plans:
-        reasons = "; ".join(dict.fromkeys(refused)) or f"batch_size={experiment.batch_size} is cut by no mesh"
+        reasons = "; ".join(dict.fromkeys(refused)) or "no mesh cuts " + ", ".join(
+            f"{name}={rows}" for name, rows in experiment.sizes.items()
+        )
         raise ValueError(f"--search on {topology_name} found no mesh in {seconds:.0f} s: {reasons}")
     return sorted(plans, key=lambda p: (not p.fits, max(p.step_seconds.values(), default=math.inf)))
 
@@ -347,7 +349,7 @@ def meshes(experiment: Experiment, where: Topology) -> Iterator[str]:
         mesh = {"data": data, "fsdp": fsdp, "sequence": sequence, "tensor": tensor}
         if rest or fsdp == 0 or experiment.task.length % sequence:
             continue
-        if experiment.batch_size % (data * fsdp * experiment.accumulate) == 0:
+        if experiment.rows_at(0) % (data * fsdp * experiment.accumulate) == 0:
             yield ",".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "fsdp=1"
 
 

@@ -20,6 +20,26 @@ def one_epoch(made, epoch=0):
     return {name: np.concatenate([batch[name] for batch in steps]) for name in steps[0]}
 
 
+def test_a_ramp_leaves_no_row_out(make_cache):
+    """Steps of 1, 1, 2, 3, 3, … batches are those batches one after another, for every host's rows."""
+    small = batches.windows(make_cache(documents(LENGTHS)), length=4, batch_size=2, seed=0)
+    ramped = batches.Ramped(small, (1, 1, 2, 3))
+    assert (ramped.batch_size, ramped.shapes) == (6, ((2, 4), (4, 4), (6, 4)))
+    one_by_one = [small(step) for step in range(10)]
+    grown = [ramped(step) for step in range(5)]
+    assert [len(batch["weights"]) for batch in grown] == [2, 2, 4, 6, 6]
+    for name in one_by_one[0]:
+        expected, found = (np.concatenate([batch[name] for batch in made]) for made in (one_by_one, grown))
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(ramped(4, slice(1, 5))[name], grown[4][name][1:5])
+        np.testing.assert_array_equal(ramped(3, np.array([0, 5]))[name], grown[3][name][[0, 5]])
+
+
+def test_a_ramp_of_several_lengths_is_refused(make_cache):
+    with pytest.raises(ValueError, match="ramp: found rows of 3 lengths, 5, 8, 16; allowed: one length"):
+        batches.Ramped(make_pairs(make_cache, PAIRS, 2, seed=0), (1, 2))
+
+
 LENGTHS = (5, 1, 17, 2, 9, 30, 1, 1, 3)
 PAIRS = tuple(zip(LENGTHS, (7, 1, 12, 3, 16, 30, 5, 2, 9)))  # lengths of source and target
 

@@ -14,6 +14,7 @@ from jaxnlp.training.experiment import (
     Data,
     Experiment,
     Pretrained,
+    Ramp,
     check_same_run,
     every,
     from_json,
@@ -64,6 +65,10 @@ def test_defaults_are_valid():
         ({"log_every": 100.0}, "log_every=100.0; allowed: a fraction"),
         ({"evaluate_every": math.nan}, "evaluate_every=nan; allowed: a fraction"),
         ({"accumulate": 5}, "accumulate=5 does not divide batch_size=12; allowed: 1, 2, 3, 4, 6, 12"),
+        ({"ramp": Ramp(5, 0.5)}, "ramp.rows=5; allowed: a divisor of batch_size=12 and a multiple of accumulate=1"),
+        ({"ramp": Ramp(2, 0.5), "accumulate": 4}, "ramp.rows=2; allowed: a divisor of batch_size=12 and a multiple"),
+        ({"ramp": Ramp(2, 0.0)}, "ramp.until=0.0; allowed: a fraction of the steps, 0 < ramp.until <= 1"),
+        ({"ramp": Ramp(2, 0.5), "steps_per_call": 2}, "steps_per_call=2 with a ramp; allowed: 1"),
         ({"ema": 1.0}, "ema=1.0; allowed: None, or a decay between 0 and 1"),
         ({"monitor": "los"}, "monitor='los'; allowed: loss, perplexity"),
         ({"model": None, "init": None}, "model=None; allowed without init: a value"),
@@ -82,6 +87,13 @@ def test_intervals_are_whole_calls():
     assert every(0.01, steps=50) == 1  # a short run of the same shape
     assert every(0.01, steps=50, steps_per_call=16) == 16
     assert every(1.0, steps=7) == 7
+
+
+def test_a_ramp_grows_in_even_stages():
+    """Brown et al., 2020, appendix B: linearly from a small batch to the whole one."""
+    ramped = changed(batch_size=12, ramp=Ramp(4, 0.3), steps=20)
+    assert [ramped.rows_at(step) for step in range(8)] == [4, 4, 8, 8, 12, 12, 12, 12]
+    assert {changed(batch_size=12, steps=20).rows_at(step) for step in range(20)} == {12}
 
 
 # JSON

@@ -19,7 +19,7 @@ from jaxnlp.models import gpt
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.training import loop
-from jaxnlp.training.experiment import Data, Experiment, Pretrained
+from jaxnlp.training.experiment import Data, Experiment, Pretrained, Ramp
 from jaxnlp.training.folder import FolderError
 from jaxnlp.training.optim import Optim
 
@@ -134,6 +134,23 @@ def test_crash_loses_nothing_before_the_checkpoint(pretrained, tmp_path, monkeyp
     workdir, undisturbed = pretrained
     assert_same(run.params, undisturbed.params)
     assert metrics(tmp_path) == metrics(workdir)
+
+
+def test_a_ramp_is_the_same_on_a_mesh_and_after_an_interruption(tmp_path, monkeypatch, assert_same_run):
+    ramped = dataclasses.replace(PRETRAIN, batch_size=24, ramp=Ramp(8, 0.6), parallel="jit")
+    undisturbed = jaxnlp.train(ramped, tmp_path / "jit")
+    with monkeypatch.context() as patched:
+        update = loop.Progress.update
+        stop = lambda self, step, metrics: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None  # noqa: E731
+        patched.setattr(loop.Progress, "update", stop)
+        with pytest.raises(loop.Preempted, match="step 7"):
+            jaxnlp.train(ramped, tmp_path / "stopped")
+        patched.setattr(loop.Progress, "update", update)
+    run = jaxnlp.train(ramped, tmp_path / "stopped")
+    assert_same(run.params, undisturbed.params)
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "jit")
+    jaxnlp.train(dataclasses.replace(ramped, parallel="data=4,fsdp=2"), tmp_path / "mesh")
+    assert_same_run(tmp_path / "mesh", tmp_path / "jit")
 
 
 def test_steps_in_one_call_equal_single_steps(pretrained, tmp_path, assert_same_run):

@@ -334,13 +334,13 @@ def test_a_mesh_of_other_than_all_devices_is_refused(sizes, message):
     ({"tensor": 3}, {}, r"cannot be cut by tensor=3; allowed: "),
     ({"fsdp": 3, "sequence": 2}, {}, r"width=32 cannot be cut by fsdp=3 \* sequence=2; allowed: 1, 2, 4, 8, 16, 32"),
     ({"sequence": 4}, {"lengths": [16, 6]}, r"queries=6 cannot be cut by sequence=4; allowed: 1, 2, 3, 6"),
-    ({"data": 2, "fsdp": 4}, {"batch_size": 12}, r"batch_size=12 cannot be cut by data=2 \* fsdp=4; allowed: 8 or"),
-    ({"data": 8}, {"batch_size": 4}, r"batch_size=4 cannot be cut by data=8; allowed: 8 or a multiple of it"),
+    ({"data": 2, "fsdp": 4}, {"batch": {"ramp.rows": 12}}, r"ramp.rows=12 cannot be cut by data=2 \* fsdp=4; allowed"),
+    ({"data": 8}, {"batch": {"batch_size": 4}}, r"batch_size=4 cannot be cut by data=8; allowed: 8 or a multiple"),
     ({"fsdp": 8}, {"accumulate": 4}, r"batch_size=16 cannot be cut by fsdp=8 \* accumulate=4; allowed: 32 or"),
 ])  # fmt: skip
 def test_what_a_mesh_cannot_cut_is_refused(sizes, changed, message):
     params = jax.eval_shape(CONFIG.build().init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    wanted = {"batch_size": ROWS, "accumulate": 1, "lengths": [LENGTH]} | changed
+    wanted = {"batch": {"batch_size": ROWS}, "accumulate": 1, "lengths": [LENGTH]} | changed
     with pytest.raises(ValueError, match=message):
         parallel.check({**parallel.Jit.sizes, **sizes}, params, **wanted)
 

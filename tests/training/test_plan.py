@@ -221,6 +221,21 @@ def gpt3(**arguments) -> Experiment:
     return cli.load_experiment(EXPERIMENTS / "gpt3.py")(**arguments)
 
 
+@pytest.mark.parametrize("ramp", [None, 16, 128])
+@pytest.mark.parametrize("size", ["small", "175b"])
+def test_gpt3_reads_the_papers_tokens_with_a_ramp_and_without(size, ramp):
+    """Brown et al., 2020, appendix B: 300 billion tokens, of which 375 million warm up and 260 have a falling rate."""
+    e = gpt3(size=size, ramp=ramp)
+    e.validate()
+    read = 2048 * np.cumsum([e.rows_at(step) for step in range(e.steps)])
+    assert read[-1] == pytest.approx(300e9, rel=1e-3)
+    assert read[round(e.optim.warmup * e.steps)] == pytest.approx(375e6, rel=0.01)
+    assert read[round(e.optim.end_at * e.steps)] == pytest.approx(260e9, rel=1e-3)
+    if ramp is not None:
+        assert e.rows_at(0) == ramp
+        assert read[round(e.ramp.until * e.steps)] == pytest.approx({"small": 4e9, "175b": 12e9}[size], rel=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_no_libtpu")
 def test_gpt3_has_the_papers_sizes_and_each_can_be_planned():
@@ -383,7 +398,7 @@ def test_meshes_cut_rows_and_positions_and_the_likeliest_are_first():
 
 def test_a_search_that_finds_nothing_says_why(monkeypatch):
     whole = dataclasses.replace(experiment(), batch_size=17, task=LanguageModeling(length=127))
-    with pytest.raises(ValueError, match=r"h100:64 found no mesh in 60 s: batch_size=17 is cut by no mesh"):
+    with pytest.raises(ValueError, match=r"h100:64 found no mesh in 60 s: no mesh cuts batch_size=17"):
         plan.search(whole, "h100:64", 60.0)
     with monkeypatch.context() as patched:
         patched.setattr(plan, "plan", lambda e, topology, mesh: parallel.parse("none"))
