@@ -112,9 +112,13 @@ def shrunken(experiment: Experiment, base: pathlib.Path) -> Experiment:
 ALIKE = {
     "bert_docs_tagging",
     "bert_pretrain",
+    "comve",
     "glue",
     "gpt1_books",
     "gpt3",
+    "gpt_char_shakespeare",
+    "quickstart_classify",
+    "quickstart_pretrain",
     "rnnsearch_wmt14",
     "sentences",
     "seq2seq_ko_en",

@@ -111,8 +111,11 @@ class Directory:
             raise DirectoryError(f"{self.path}/config.json: {error}") from error
 
     def tokenizer(self) -> Tokenizer:
-        """DirectoryError where its ids are not the model's; ValueError, FileNotFoundError for files as they are."""
+        """DirectoryError where its ids are not the model's, or are more; ValueError, FileNotFoundError for files as they are."""
         tokenizer = Tokenizer.load(self.path)
+        if tokenizer.vocab_size > self.config.vocab_size:
+            message = f"vocab_size={self.config.vocab_size}; allowed: {tokenizer.vocab_size}, the tokenizer's, and more"
+            raise DirectoryError(f"{self.path}/config.json: {message}")
         for name, found in self.family.ids(tokenizer).items():
             if self.settings.get(name, found) != found:
                 message = f"{name}={self.settings[name]}; allowed: {found}, as the tokenizer beside it has it"

@@ -270,6 +270,14 @@ def test_a_wrong_config_is_named(name, settings, message, tmp_path, golden):
         jaxnlp.load(written(tmp_path / "in", name, golden, **settings))
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, golden):
+    path = written(tmp_path / "in", "BertModel", golden)
+    tokenizer = Tokenizer.load(path)
+    tokenizer.extended(tuple(f"[new {i}]" for i in range(38 - tokenizer.vocab_size))).save(path / "tokenizer.json")
+    with pytest.raises(DirectoryError, match="config.json: vocab_size=37; allowed: 38, the tokenizer's, and more"):
+        jaxnlp.load(path)
+
+
 def test_a_pooler_that_a_class_needs_is_asked_for(tmp_path, golden):
     run = jaxnlp.load(written(tmp_path / "in", "DistilBertModel", golden))
     task = Classification(labels=("x", "y"))

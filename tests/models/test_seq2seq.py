@@ -182,7 +182,7 @@ def test_a_source_without_a_token_gives_no_weight_to_padding():
     np.testing.assert_allclose(weights[0].sum(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bahdanau", "luong"])
+@pytest.mark.parametrize("name", ["bahdanau", pytest.param("luong", marks=pytest.mark.slow)])
 def test_bfloat16_steps_equal_teacher_forcing(name):
     config = dataclasses.replace(CONFIGS[name], dtype="bfloat16")
     model, params = config.build(), init(config)

@@ -158,7 +158,7 @@ def test_inputs_multiplied_before_the_loop_as_on_a_gpu(name, monkeypatch):
     jax.tree.map(close, value_and_gradients(model, params, x, MASK, carry), inside)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bidirectional", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_cudnn_is_given_what_it_takes(bidirectional, monkeypatch):
     """JAX's own reference, from cuDNN's arguments, stands for the GPU."""
     model, params, x, carry = made("lstm", n_layers=2, bidirectional=bidirectional, right_padded=True)

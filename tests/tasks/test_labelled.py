@@ -190,7 +190,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(loop, "write_report", lambda folder, shown: None)
 
 
-@pytest.fixture(scope="module", params=[20, 128])
+@pytest.fixture(scope="module", params=[20, pytest.param(128, marks=pytest.mark.slow)])
 def base(tmp_path_factory, request):
     """A run whose table has rows that fill it up, and one with more words than tokens."""
     experiment = Experiment(

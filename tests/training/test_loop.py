@@ -97,7 +97,7 @@ def test_validation_is_the_mean_over_all_tokens(pretrained):
     assert math.isclose(found["loss"], metrics(workdir)[-1]["loss"], rel_tol=1e-6)
 
 
-@pytest.mark.parametrize("at", [7, 12])
+@pytest.mark.parametrize("at", [7, pytest.param(12, marks=pytest.mark.slow)])
 def test_terminated_and_resumed_equals_undisturbed(at, pretrained, tmp_path, monkeypatch):
     """SIGTERM between two lines of metrics: saved, exit code 75, and then as if nothing had been."""
     steps = []
@@ -137,7 +137,7 @@ def test_crash_loses_nothing_before_the_checkpoint(pretrained, tmp_path, monkeyp
 
 
 def test_a_ramp_is_the_same_on_a_mesh_and_after_an_interruption(tmp_path, monkeypatch, assert_same_run):
-    ramped = dataclasses.replace(PRETRAIN, batch_size=24, ramp=Ramp(8, 0.6), parallel="jit")
+    ramped = dataclasses.replace(PRETRAIN, batch_size=16, ramp=Ramp(8, 0.6), ema=None, parallel="jit")
     undisturbed = jaxnlp.train(ramped, tmp_path / "jit")
     with monkeypatch.context() as patched:
         update = loop.Progress.update
