@@ -111,7 +111,7 @@ class Directory:
             raise DirectoryError(f"{self.path}/config.json: {error}") from error
 
     def tokenizer(self) -> Tokenizer:
-        """DirectoryError where its ids are not the model's, or are more; ValueError, FileNotFoundError for files as they are."""
+        """DirectoryError where its ids are not the model's, or too many; ValueError, FileNotFoundError for files."""
         tokenizer = Tokenizer.load(self.path)
         if tokenizer.vocab_size > self.config.vocab_size:
             message = f"vocab_size={self.config.vocab_size}; allowed: {tokenizer.vocab_size}, the tokenizer's, and more"
