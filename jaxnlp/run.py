@@ -25,7 +25,7 @@ from jaxnlp.tasks import generation, words
 from jaxnlp.tasks.task import Points, sown
 from jaxnlp.training import loop, parallel, pretrained
 from jaxnlp.training.checkpoint import load_average
-from jaxnlp.training.experiment import Data, Experiment
+from jaxnlp.training.experiment import Data, Experiment, only_evaluated
 from jaxnlp.training.folder import open_run
 from jaxnlp.training.serialize import External
 
@@ -81,10 +81,7 @@ class Run:
 
         With n_samples a list of them for each prompt; with details=True dicts that hold tokens and log-probabilities.
         """
-        if not speaks(self.model.heads):
-            raise ValueError(
-                f"this run has the heads {self.model.heads}, and no language model's output to generate with"
-            )
+        self._check_speaks("generate")
         return generation.generate(self.config.build(), self.params, self.tokenizer, prompts, **options)
 
     def predict(self, items: Sequence[Any], *, task: Any = None) -> list[dict[str, Any]]:
@@ -96,10 +93,17 @@ class Run:
         task = task or self.task
         if isinstance(task, External):
             raise ValueError(f"the run was trained on {task.name}, a task of your own: give it as task=")
+        if only_evaluated(task):
+            self._check_speaks("score")
         run = self if task is self.task else dataclasses.replace(self, model=self.config.build(task.heads))
         if not hasattr(task, "predict"):
             raise ValueError(f"{type(task).__name__} predicts nothing of a text; a language model has `generate`")
         return task.predict(run.model, run.params, run.tokenizer, items)
+
+    def _check_speaks(self, what: str) -> None:
+        if not speaks(self.model.heads):
+            heads = self.model.heads
+            raise ValueError(f"this run has the heads {heads}, and no language model's output to {what} with")
 
     def neighbours(self, word: str, k: int = 10, *, table: str | None = None) -> tuple[tuple[str, float], ...]:
         """The k tokens nearest to a word by the cosine of their embeddings; `table` as in `words.table_of`."""
@@ -214,6 +218,8 @@ def evaluate(run: Run, *, source: Any = None, task: Any = None, data_dir: str | 
     task = task or run.task
     if isinstance(task, External):
         raise ValueError(f"the run was trained on {task.name}, a task of your own: give it as task=")
+    if only_evaluated(task):
+        run._check_speaks("score")
     experiment = run.experiment or Experiment(task=task, data=Data(train=source), steps=1, batch_size=32)
     experiment = dataclasses.replace(experiment, model=run.config, task=task)
     return loop.evaluate(experiment, run.params, run.tokenizer, source, data_dir=data_dir)

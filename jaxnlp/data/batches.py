@@ -161,6 +161,7 @@ class Windows:
         )
         self.steps_per_epoch = -(-self.n_windows // batch_size)
         self.shapes = ((batch_size, length),)
+        self.sized = "bytes" in cache.slice(0, 0, 1)
         self.stream = functools.lru_cache(maxsize=2)(self._make_stream)  # a step may lie on two epochs
 
     def __call__(self, step: int, rows: Rows = slice(None)) -> Batch:
@@ -169,14 +170,17 @@ class Windows:
         tokens = np.zeros([len(numbers), self.length + 1], np.int32)
         segments = np.zeros([len(numbers), self.length + 1], np.int32)
         positions = np.zeros([len(numbers), self.length + 1], np.int32)
+        sizes = np.zeros([len(numbers), self.length + 1], np.int32)
         for row, number in enumerate(numbers.tolist()):
             epoch, window = (0, number) if self.seed is None else divmod(number, self.n_windows)
             if window < self.n_windows:
-                self._fill(self.stream(epoch), window, tokens[row], segments[row], positions[row])
+                self._fill(self.stream(epoch), window, tokens[row], segments[row], positions[row], sizes[row])
         inputs, labels = segments[:, :-1], segments[:, 1:].copy()
         labels[numbers > 0, : self.length - self.stride] = 0  # the window before has counted them
         counts = (labels == inputs) & (labels > 0) if self.apart else labels > 0
         batch = {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:], "weights": counts.astype(np.float32)}
+        if self.sized:
+            batch["label_bytes"] = sizes[:, 1:]
         if self.apart:
             batch |= {"segment_ids": inputs, "position_ids": positions[:, :-1]}
         return batch
@@ -191,7 +195,7 @@ class Windows:
             phase = int(generator(self.seed, epoch, PHASE).integers(self.n_tokens))
         return _Stream(documents, np.cumsum(self.cache.lengths[documents]), phase, order)
 
-    def _fill(self, stream: _Stream, window: int, tokens, segments, positions) -> None:
+    def _fill(self, stream: _Stream, window: int, tokens, segments, positions, sizes) -> None:
         """Copies one window of length + 1 tokens, document by document."""
         at = stream.phase + int(stream.order[window]) * self.stride
         left = self.length + 1 if self.circular else min(self.length + 1, self.n_tokens - at)
@@ -203,7 +207,8 @@ class Windows:
             start = at - int(stream.ends[place] - self.cache.lengths[document])
             take = min(int(stream.ends[place]) - at, left - filled)
             here = slice(filled, filled + take)
-            tokens[here] = self.cache.tokens(document, start, start + take)
+            record = self.cache.slice(document, start, start + take)
+            tokens[here], sizes[here] = record["input_ids"], record.get("bytes", 0)
             segments[here] = segment
             positions[here] = np.arange(take)
             filled += take
@@ -224,7 +229,8 @@ def windows(
 
         segment_ids  1 1 1    1 1 1      position_ids  0 1 2    0 1 2      weights  1 1 0    1 1 1
 
-    A document that begins before the window counts its positions from the window's start.
+    A document that begins before the window counts its positions from the window's start. Of records with "bytes", a
+    number a token, label_bytes [B, T] are those of the labels.
 
     Evaluation with a `stride` below the length: a window begins `stride` tokens after the one before it, and what that
     one has counted weighs 0. Of the documents above, stride 1:

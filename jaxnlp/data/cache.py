@@ -77,12 +77,11 @@ class Cache:
             found.update(zip(here, self._load(shard, here), strict=True))
         return [_whole([found[piece] for piece in pieces]) for pieces in ranges]
 
-    def tokens(self, i: int, start: int, stop: int) -> Int[np.ndarray, " n"]:
-        """`self[i]["input_ids"][start:stop]`, reading only the pieces that hold it; 0 <= start < stop <= length."""
-        return self.slice(i, start, stop)["input_ids"]
-
     def slice(self, i: int, start: int, stop: int) -> Record:
-        """As `tokens`, of each array that runs along the tokens."""
+        """`self[i]`, of each array that runs along the tokens [start:stop], reading only the pieces that hold it.
+
+        0 <= start < stop <= length.
+        """
         first = self._first_piece[i]
         pieces = range(first + start // PIECE, first + (stop - 1) // PIECE + 1)
         shard = int(np.searchsorted(self._shard_start, pieces.start, side="right")) - 1  # a record lies in one shard

@@ -61,6 +61,11 @@ class Tokenizer:
         """As `encode`, one thread a core."""
         return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
+    @property
+    def gives_places(self) -> bool:
+        """Whether there are `offsets`."""
+        return not isinstance(self.backend, SentencePiece)
+
     def offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Of each text its ids, and where in it each stands: text[start:end].
 
@@ -70,7 +75,7 @@ class Tokenizer:
         Raises:
             ValueError: of a SentencePiece model, which gives no places.
         """
-        if isinstance(self.backend, SentencePiece):
+        if not self.gives_places:
             raise ValueError("the tokenizer is a SentencePiece model, which gives no places; allowed: tokenizer.json")
         found = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [(e.ids, _with_marks(text, e.offsets)) for text, e in zip(texts, found, strict=True)]

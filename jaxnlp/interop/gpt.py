@@ -10,6 +10,7 @@ each layer's causal mask beside its parameters.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Container, Mapping
 from typing import Any
@@ -164,13 +165,13 @@ class Dialect:
 
     def constants(self, c: gpt.Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         """Of the tensors that are there, those that are no parameters, with the values that they must have."""
-        n, whole = c.n_positions, {"position_ids": np.arange(c.n_positions)}
+        whole = {"position_ids": lambda: np.arange(c.n_positions)}
+        band = functools.cache(functools.partial(_band, c.n_positions))
         for i, window in zip(range(c.n_layers), itertools.cycle(c.windows), strict=False):
-            past = np.tril(np.ones((1, 1, n, n), np.float32))
-            whole[f"h.{i}.{self.attention}.bias"] = past if window is None else past - np.tril(past, -window)
-            whole[f"h.{i}.{self.attention}.masked_bias"] = np.float32(self.masked)
-        names = {f"{stem}{name}": x for name, x in whole.items() for stem in ("", STEM)}
-        return {name: x for name, x in names.items() if name in shapes}
+            whole[f"h.{i}.{self.attention}.bias"] = functools.partial(band, window)
+            whole[f"h.{i}.{self.attention}.masked_bias"] = lambda: np.float32(self.masked)
+        names = {f"{stem}{name}": make for name, make in whole.items() for stem in ("", STEM)}
+        return {name: make() for name, make in names.items() if name in shapes}
 
     def task(self, settings: Mapping[str, Any], names: Container[str]) -> Any:
         types = self.ARCHITECTURES[settings["architectures"]]
@@ -179,6 +180,11 @@ class Dialect:
             return LanguageModeling(length=length)
         task = task_of(types[-1], settings, length)
         return task if len(types) == 1 else dataclasses.replace(task, auxiliary=AUXILIARY)
+
+
+def _band(n: int, window: int | None) -> np.ndarray:
+    past = np.tril(np.ones((1, 1, n, n), np.float32))
+    return past if window is None else past - np.tril(past, -window)
 
 
 def _inputs_first(ours: str, theirs: str, axes: str, shape: str, inputs: str = "d") -> list[Row]:

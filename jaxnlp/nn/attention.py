@@ -8,7 +8,8 @@
 
 cudnn and pallas take no dropout, no prefix, no offset and no keys spelled out (`seen`), and of window, lengths and
 segment_ids (which can hide all keys from a query) one at a time, but for pallas a causal window with segment_ids, which
-hides no token from itself. All skip what lies outside a window: the kernels and blocked by blocks, plain by four parts.
+hides no token from itself. Without an offset, as in training, all skip what lies outside a window: the kernels
+and blocked by blocks, plain by four parts.
 The first row that fits is taken: `choose` says which, and the tests hold it to this.
 
 Letters: B batch, H heads, T queries, S keys, K head width.

@@ -72,7 +72,8 @@ def reading(
     cache = {**cache, "segment_ids": segment_ids, "index": index + new.shape[1]}
     if n_branches > 1:
         seen = jnp.repeat((segment_ids != 0).reshape(-1, n_branches, slots), T, axis=1)
-        return cache, Mask(causal=T > 1, seen=seen, offset=index), position_ids
+        seen &= jnp.arange(slots)[None, None] <= index + jnp.arange(more)[None, :, None]
+        return cache, Mask(seen=seen, offset=index), position_ids
     return cache, Mask(causal=True, segment_ids=segment_ids, offset=index, prefix=prefix_lengths), position_ids
 
 

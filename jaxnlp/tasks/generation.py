@@ -2,7 +2,8 @@
 
 The prompts are padded on the left to a bucket's length. All tokens but the last go through the model in one call, which
 fills the cache; from the last one on, a loop of `decoding.py` gives a token a turn. Both are compiled once for each
-model and bucket; parameters, seed, temperature and the like are arguments of what is compiled.
+model and bucket, a beam search for each max_new_tokens too; parameters, seed, temperature and the like are arguments of
+what is compiled.
 
 Letters: B batch, P prompt's bucket, N new tokens' bucket, V vocabulary.
 """
@@ -67,9 +68,10 @@ def generate(
         processors: applied after the repetition penalty and what is banned and before what is forced, temperature,
             top_k and top_p, as in Hugging Face.
         n_samples: texts of each prompt, which is read once: a list of lists, as if each prompt came so often.
-        n_beams: the best text of a beam search with so many beams; no sampling.
+        n_beams: the best text of a beam search with so many beams; no sampling. `stop` cuts what the search has found.
         length_penalty: alpha of Wu et al. (2016, eq. 14), of a beam search.
-        choices: strings, or a list of strings for each prompt, of which the text is the likeliest after the prompt.
+        choices: strings, or a list of strings for each prompt, of which the text is the likeliest after the prompt;
+            nothing else is asked for then but `details`.
         window: tokens that the model reads at most, beyond which text goes on: once they are full, the last half of
             them is read again as if the text began there. None: prompt and text fit the model's positions.
         details: instead of each text {"text", "tokens", "log_probs", "log_prob"}: its ids with the end token, or with
@@ -94,6 +96,8 @@ def generate(
         return _choose(model, params, tokenizer, prompts, choices, details)
     if n_beams is not None:
         _refuse(f"n_beams={n_beams}", sampling)
+    elif length_penalty:
+        raise ValueError(f"length_penalty={length_penalty} without n_beams; allowed: 0, or a beam search")
     if n_samples is not None and n_samples > 1 and temperature == 0:
         raise ValueError(f"n_samples={n_samples} with temperature=0, which gives one text; allowed: above 0")
     if forced and stop:
@@ -106,9 +110,7 @@ def generate(
     if not prompts:
         return []
     ids = _encode(tokenizer, prompts, model.config, None if window else max_new_tokens)
-    if getattr(model.config, "scan", False):  # a scan copies each layer's weights and cache before it uses them
-        model = model.clone(config=dataclasses.replace(model.config, scan=False))
-        params = _unstack(params)
+    model, params = unrolled(model, params)
     n = n_samples or 1
     rows = [Row(one) for one in ids for _ in range(n)]
     model_and_rows = model, params, tokenizer, rows, stop, max_new_tokens
@@ -215,6 +217,14 @@ def _choose(
     if len(lists) != len(prompts) or not all(lists):
         raise ValueError(f"choices={choices!r} for {len(prompts)} prompts; allowed: one list for all, or one for each")
     trees = scoring.encode(tokenizer, list(zip(prompts, lists, strict=True)))
+    n_positions = model.config.n_positions
+    for i, (context, texts) in enumerate(trees):
+        longest = max(map(len, texts))
+        if len(context) + longest - 1 > n_positions:  # the last token is not read
+            raise ValueError(
+                f"prompt {i} has {len(context)} tokens and a choice {longest}; allowed: together at most "
+                f"{n_positions + 1}, model.n_positions={n_positions} and one"
+            )
     chosen = []
     for texts, (_, ids), found in zip(lists, trees, scoring.of_tokens(model, params, trees), strict=True):
         best = int(np.argmax([log_p.sum() for log_p, _ in found]))
@@ -224,6 +234,13 @@ def _choose(
 
 
 _unstack = jax.jit(unstack_layers)
+
+
+def unrolled(model: nn.Module, params: Mapping[str, Any]) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The same without a scan, which would copy each layer's weights and cache before it uses them."""
+    if not getattr(model.config, "scan", False):
+        return model, params
+    return model.clone(config=dataclasses.replace(model.config, scan=False)), _unstack(params)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "n_slots", "n"))

@@ -62,6 +62,8 @@ class LastWord:
     ) -> dict[str, float]:
         """What the module's docstring defines; accuracy_low and accuracy_high bound Wilson's interval of 95 %."""
         texts = [require(examples[i], self.text, "text") for i in range(len(examples))]
+        if not texts:
+            raise ValueError("no examples; allowed: one and more")
         found = self.predict(model, params, tokenizer, texts)
         right, n = sum(all(one["likeliest"]) for one in found), len(found)
         nats = -sum(one["log_prob"] for one in found)

@@ -3,8 +3,9 @@
 loss = - sum_t w_t log p(x_t | x_<t) / sum_t w_t          perplexity = exp(loss)
 bits_per_byte = - sum_t w_t log2 p(x_t | x_<t) / bytes of the texts of all x_t: independent of the tokenizer
 
-Each x_t of a text is predicted once, but for the very first token of all, and seen with at most `length` tokens before
-it. In evaluation with a `stride` below the length, each but the first `length` is seen with at least
+A SentencePiece model does not say which bytes a token stands for, and has no bits_per_byte. Each x_t of a text is
+predicted once, but for the very first token of all (with `apart` of each document), and seen with at most `length`
+tokens before it. In evaluation with a `stride` below the length, each but the first `length` is seen with at least
 length - stride + 1: what transformers' perplexity with a sliding window of length + 1 tokens and this stride gives.
 """
 
@@ -55,9 +56,23 @@ class LanguageModeling:
         return (require(example, self.text, "text"),)
 
     def encode(self, examples: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[Record]:
-        """ "ab" -> {"input_ids": [5, 6, 0]} where 0 is the end token; an empty text -> nothing."""
-        texts = tokenizer.encode_batch([text for example in examples for text in self.texts(example)])
-        return [{"input_ids": np.asarray([*ids, tokenizer.eos_id], np.int32)} for ids in texts if ids]
+        """ "ab" -> {"input_ids": [5, 6, 0]} where 0 is the end token; an empty text -> nothing.
+
+        Where an id does not spell its text, {"input_ids": [5, 0], "bytes": [2, 0]} says how much of it each stands for.
+        """
+        texts = [text for example in examples for text in self.texts(example)]
+        if tokenizer.byte_lengths is not None or not tokenizer.gives_places:
+            encoded = tokenizer.encode_batch(texts)
+            return [{"input_ids": np.asarray([*ids, tokenizer.eos_id], np.int32)} for ids in encoded if ids]
+        encoded = zip(texts, tokenizer.offsets(texts), strict=True)
+        return [
+            {
+                "input_ids": np.asarray([*ids, tokenizer.eos_id], np.int32),
+                "bytes": np.asarray([*_bytes(text, places), 0], np.int32),
+            }
+            for text, (ids, places) in encoded
+            if ids
+        ]
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
         windows = batches.windows(
@@ -69,11 +84,14 @@ class LanguageModeling:
             stride=self.stride if seed is None else None,
         )
         n_bytes = tokenizer.byte_lengths
-        if n_bytes is None:
+        if n_bytes is None and not windows.sized:
             return windows
-        return batches.Mapped(
-            windows, lambda b: b | {"bytes": np.float32((n_bytes[b["labels"]] * b["weights"]).sum(1))}
-        )
+
+        def counted(batch: Batch) -> Batch:
+            of_labels = batch.pop("label_bytes") if n_bytes is None else n_bytes[batch["labels"]]
+            return batch | {"bytes": np.float32((of_labels * batch["weights"]).sum(1))}
+
+        return batches.Mapped(windows, counted)
 
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         names = ("input_ids", "labels", *(("segment_ids", "position_ids") if self.apart else ()))
@@ -82,7 +100,7 @@ class LanguageModeling:
         return tokens | {"weights": weights, "bytes": jax.ShapeDtypeStruct((rows,), jnp.float32)}
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
-        """Label smoothing and z-loss are the training loss's alone: perplexity and bits per byte are without them."""
+        """Label smoothing and z-loss are training's alone: in evaluation, perplexity and bits per byte are without."""
         inputs = {name: batch[name] for name in ("input_ids", "segment_ids", "position_ids") if name in batch}
         hidden, table, bias, vocab_size = apply(**inputs, logits=False)["unembedding"]
         loss, weight = blocked_cross_entropy(
@@ -112,3 +130,13 @@ class LanguageModeling:
             return ()
         texts = generate(model, params, tokenizer, self.prompts, max_new_tokens=room, temperature=0.8, top_p=0.95)
         return (Samples("Samples, temperature 0.8, top-p 0.95", tuple(zip(self.prompts, texts, strict=True))),)
+
+
+def _bytes(text: str, places: Sequence[tuple[int, int]]) -> list[int]:
+    """Of each token the UTF-8 bytes since the one before it; white space after the last is its too.
+
+    "Ab, é" in the places (0, 2), (2, 3), (4, 5) -> [2, 1, 3].
+    """
+    before = np.cumsum([0, *(len(character.encode()) for character in text)])
+    ends = [end for _, end in places[:-1]]
+    return np.diff(np.maximum.accumulate(before[[0, *ends, len(text)]])).tolist()

@@ -36,7 +36,7 @@ from jaxnlp.data.batches import generator
 from jaxnlp.data.sources import Examples, open_source
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.tasks import summarization, translation
-from jaxnlp.tasks.generation import generate
+from jaxnlp.tasks.generation import generate, unrolled
 from jaxnlp.tasks.inputs import ROWS, parts
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.scoring import Scored, log_likelihoods
@@ -97,15 +97,19 @@ class Prompting:
         """{"sentence": "Good."} -> "Review: Good.\\nSentiment:"."""
         try:
             return self.prompt.format_map(example)
-        except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"task.prompt={self.prompt!r} of the example {dict(example)!r}: {error}") from error
+        except (KeyError, IndexError, AttributeError) as error:
             raise ValueError(
                 f"task.prompt={self.prompt!r} asks for {error}, which the example has not; allowed:"
                 f" {', '.join(sorted(example))}"
             ) from error
 
     def options(self, example: Mapping[str, Any]) -> tuple[str, ...]:
-        """The choices' texts; ValueError of an empty one, or none."""
+        """The choices' texts; ValueError of what is no list of texts, an empty one, or none."""
         given = require(example, self.choices, "choices") if isinstance(self.choices, str) else self.choices
+        if isinstance(given, str) or not all(isinstance(choice, str) for choice in given):
+            raise ValueError(f"{self.choices}={given!r} in the data; allowed: a list of texts")
         for i, choice in enumerate(given):
             if not choice.strip():
                 raise ValueError(f"choice {i} of {self.question(example)[-80:]!r} is empty; allowed: a text")
@@ -262,6 +266,7 @@ class Prompting:
         order = sorted(range(len(prompts)), key=lengths.__getitem__)
         answers = [""] * len(prompts)
         options = {"max_new_tokens": self.max_new_tokens, "temperature": 0, "stop": self.stop}
+        model, params = unrolled(model, params)
         for start in range(0, len(order), ROWS):
             rows = order[start : start + ROWS]
             texts = generate(model, params, tokenizer, [prompts[i] for i in rows], **options)

@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxnlp.data import batches
 from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.models.heads import speaks
 from jaxnlp.tasks.beams import branched
 
 TOKENS = 2048  # of a batch at most, prompts and continuations together, padding too
@@ -53,7 +54,8 @@ def log_likelihoods(
     log_likelihoods(…, [("One and one is", [" two", " three"]), ("", ["A text."])]) gives two Scored and one.
 
     Raises:
-        ValueError: a continuation has no token of its own, or more than the model has positions; a model with heads.
+        ValueError: a continuation has no token of its own, or more than the model has positions; the model has heads,
+            and none is a language model's.
     """
     found = of_tokens(model, params, encode(tokenizer, pairs))
     return [[Scored(float(log_p.sum()), len(log_p), bool(best.all())) for log_p, best in texts] for texts in found]
@@ -87,8 +89,9 @@ def of_tokens(
 
     [([5, 6], [[7], [8, 9]])], a prompt of two tokens, gives [[(log p [1], likeliest [1]), (log p [2], likeliest [2])]].
     """
-    if model.heads:
+    if not speaks(model.heads):
         raise ValueError(f"the model has the heads {model.heads}, and no language model's output to score with")
+    model = model.clone(heads=())
     found: list[list[Any]] = [[None] * len(continuations) for _, continuations in trees]
     groups: dict[tuple[int, int], list[tuple[Ids, list[Ids], list[tuple[int, int]]]]] = {}
     for i, tree in enumerate(trees):

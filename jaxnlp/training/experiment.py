@@ -96,7 +96,7 @@ class Experiment:
 
     def validate(self) -> None:
         """ValueError for the first number that cannot be meant."""
-        if dataclasses.is_dataclass(self.task) and not hasattr(self.task, "sums") and hasattr(self.task, "score"):
+        if dataclasses.is_dataclass(self.task) and only_evaluated(self.task):
             raise ValueError(f"the task {type(self.task).__name__} is only evaluated; allowed: one that learns")
         counts = ("steps", "batch_size", "accumulate", "steps_per_call", "keep_latest")
         for name, low in {**dict.fromkeys(counts, 1), "keep_best": 0, "seed": 0}.items():
@@ -114,9 +114,10 @@ class Experiment:
             )
         if self.ramp is not None:
             self._check_ramp()
-        if self.lora is not None and (self.init is None or self.optim.freeze is not None):
-            found = f"init={self.init}, optim.freeze={self.optim.freeze!r}"
-            raise ValueError(f"lora with {found}; allowed: an init to adapt, and no freeze, as the base stays as it is")
+        held = {"freeze": self.optim.freeze, "layer_decay": self.optim.layer_decay}
+        if self.lora is not None and (self.init is None or any(value is not None for value in held.values())):
+            found = ", ".join([f"init={self.init}", *(f"optim.{name}={value!r}" for name, value in held.items())])
+            raise ValueError(f"lora with {found}; allowed: an init to adapt, and neither of the others: the base stays")
         if self.tokenizer is not None and self.init is not None and self.init.tokens:
             raise ValueError(f"init.tokens={self.init.tokens} with a tokenizer; allowed: None, the checkpoint's")
         parse(self.parallel)
@@ -147,6 +148,11 @@ class Experiment:
             return self.batch_size
         stages, steps = self.batch_size // self.ramp.rows, max(round(self.ramp.until * self.steps), 1)
         return self.ramp.rows * min(1 + step * stages // steps, stages)
+
+
+def only_evaluated(task: Any) -> bool:
+    """Whether a task asks a model that has learned another, as `Prompting` does, and learns nothing."""
+    return hasattr(task, "score") and not hasattr(task, "sums")
 
 
 def every(fraction: float, steps: int, steps_per_call: int = 1) -> int:

@@ -75,7 +75,9 @@ def test_pieces_and_shards(tmp_path, small_pieces):
         for name, value in record.items():
             np.testing.assert_array_equal(built[i][name], value, strict=True)
         for start, stop in {(0, 1), (0, n), (n - 1, n), (n // 3, n // 2 + 1)}:
-            np.testing.assert_array_equal(built.tokens(i, start, stop), record["input_ids"][start:stop], strict=True)
+            np.testing.assert_array_equal(
+                built.slice(i, start, stop)["input_ids"], record["input_ids"][start:stop], strict=True
+            )
             np.testing.assert_array_equal(built.slice(i, start, stop)["tags"], record["tags"][start:stop], strict=True)
 
 
@@ -95,7 +97,7 @@ def test_arrays_of_other_lengths(tmp_path, small_pieces, n, m):
     assert built[1].keys() == record.keys()
     for name, value in record.items():
         np.testing.assert_array_equal(built[1][name], np.asarray(value), strict=True)
-    np.testing.assert_array_equal(built.tokens(1, n - 1, n), [n - 1])
+    np.testing.assert_array_equal(built.slice(1, n - 1, n)["input_ids"], [n - 1])
     np.testing.assert_array_equal(built[2]["input_ids"], [0])
 
 
@@ -212,7 +214,7 @@ def test_threads_read_at_once(tmp_path, small_pieces):
 
     def read(seed):
         for i in np.random.default_rng(seed).integers(0, len(records), 300):
-            if not np.array_equal(built.tokens(int(i), 0, int(i) + 1), records[i]["input_ids"]):
+            if not np.array_equal(built.slice(int(i), 0, int(i) + 1)["input_ids"], records[i]["input_ids"]):
                 wrong.append(i)
 
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]

@@ -356,6 +356,8 @@ def test_prompt_and_text_may_fill_the_positions(wild):
         (["a"], {"forced": ["a"], "stop": "b"}, ValueError, "forced=.* with stop=.*; allowed: one of the two"),
         (["a"], {"choices": ["b"], "n_beams": 2}, ValueError, "choices with n_beams=2; allowed: one of the two"),
         (["a"], {"choices": []}, ValueError, "choices=.* for 1 prompts; allowed: one list for all, or one for each"),
+        (["a" * 160], {"choices": ["bc", "b"]}, ValueError, "prompt 0 has 160 tokens and a choice 2; .* at most 161,"),
+        (["a"], {"length_penalty": 0.6}, ValueError, "length_penalty=0.6 without n_beams; allowed: 0, or a beam"),
         (["a"], {"choices": [["b"], ["c"]]}, ValueError, "choices=.* for 1 prompts; allowed: one list"),
     ],
 )

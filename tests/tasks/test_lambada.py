@@ -70,6 +70,11 @@ def test_a_passage_of_one_word_is_refused(text):
         LastWord().parts(text)
 
 
+def test_no_passages_are_refused(golden):
+    with pytest.raises(ValueError, match="no examples; allowed: one and more"):
+        LastWord().score(*golden, [])
+
+
 def test_a_missing_feature_is_named(golden):
     with pytest.raises(ValueError, match="task.text='passage' is no feature of the data; allowed: text"):
         LastWord().score(*golden, [{"text": "a b"}])

@@ -13,7 +13,7 @@ import pytest
 import jaxnlp
 from jaxnlp import metrics
 from jaxnlp.data.tokenizers import ByteBPE, Characters, build
-from jaxnlp.models import gpt, transformer
+from jaxnlp.models import gpt, heads, transformer
 from jaxnlp.tasks import prompting
 from jaxnlp.tasks.generation import generate
 from jaxnlp.tasks.lambada import LastWord
@@ -218,6 +218,10 @@ def test_a_loaded_run_is_prompted(tmp_path, monkeypatch):
     predicted = run.predict(["Good."], task=task)
     assert predicted == run.predict([{"sentence": "Good."}], task=task)
     assert predicted[0]["text"] == task.choices[predicted[0]["choice"]]
+    mute = dataclasses.replace(run, model=run.config.build((heads.Classification(2),)))
+    for ask in (lambda: mute.predict(["Good."], task=task), lambda: jaxnlp.evaluate(mute, task=task, source=REVIEWS)):
+        with pytest.raises(ValueError, match="heads .*Classification.* no language model's output to score with"):
+            ask()
 
 
 def test_a_task_is_plain_values(tmp_path):
@@ -264,7 +268,10 @@ def test_an_unknown_kind_is_refused(name, allowed):
     "changes, example, message",
     [
         ({"prompt": "{headline}:"}, REVIEWS[0], "{headline}:' asks for 'headline', which .* has not; allowed: label"),
-        ({"prompt": "{sentence[text]}"}, REVIEWS[0], "task.prompt=.* asks for .*; allowed: label, sentence"),
+        ({"prompt": "{sentence[text]}"}, REVIEWS[0], "task.prompt='.sentence.text..' of the example .*Good.*string"),
+        ({"prompt": "{sentence:d}"}, REVIEWS[0], "'.sentence:d.' of the example .*: Unknown format code 'd'"),
+        ({"choices": "o", "shots": 0}, {"sentence": "x", "o": "ab"}, "o='ab' in the data; allowed: a list of texts"),
+        ({"choices": "o", "shots": 0}, {"sentence": "x", "o": [1]}, r"o=\[1\] in the data; allowed: a list of texts"),
         ({"shots": 5}, REVIEWS[0], "task.shots=5 from a pool of 4; allowed: at most 4"),
         ({"shots": 3}, REVIEWS[0], "only 2 have an answer and are not the question .*Good.*; allowed: at most 2"),
         ({"choices": ("a", " ")}, REVIEWS[0], "choice 1 of .*Good.* is empty; allowed: a text"),

@@ -24,6 +24,7 @@ PAIRS = [
 MODELS = {
     "gpt": gpt.Config(n_layers=2, d_model=16, n_heads=2, vocab_size=290, n_positions=24),
     "gpt, scanned": gpt.Config(n_layers=2, d_model=16, n_heads=2, vocab_size=290, n_positions=24, scan=True),
+    "gpt, in bands": gpt.Config(n_layers=2, d_model=16, n_heads=2, vocab_size=290, n_positions=24, windows=(None, 3)),
     "rnn": rnn.Config(n_layers=1, d_model=16, vocab_size=290, cell="rnn"),
 }
 
@@ -150,6 +151,14 @@ def test_what_cannot_be_scored_is_refused(tokenizer, pairs, error, message):
     model = MODELS["gpt"].build()
     with pytest.raises(error, match=message):
         log_likelihoods(model, {}, tokenizer, pairs)
+
+
+def test_a_language_model_beside_another_head_scores_as_it_does_alone(tokenizer):
+    both = MODELS["gpt"].build((heads.LanguageModel(), heads.Choice()))
+    params = jax.jit(both.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    alone = {name: x for name, x in params.items() if name != "heads"}
+    expected = log_likelihoods(MODELS["gpt"].build(), alone, tokenizer, PAIRS)
+    assert log_likelihoods(both, params, tokenizer, PAIRS) == expected
 
 
 def test_a_model_that_does_not_speak_is_refused(tokenizer):

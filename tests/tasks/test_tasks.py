@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnlp.data.tokenizers import Characters, WordPiece, build
+from jaxnlp.data.tokenizers import Characters, build
 from jaxnlp.models import gpt
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
@@ -59,9 +59,7 @@ def test_smoothing_and_z_loss_are_the_training_loss_alone(params):
     assert trained > measure(model, plain, params, batch, jax.random.key(0))["loss"][0]
 
 
-def test_a_tokenizer_that_keeps_no_bytes_gives_no_bits_per_byte(params):
-    tokenizer = build(WordPiece(vocab_size=30), ["ab ab"])
-    assert tokenizer.byte_lengths is None
+def test_without_bytes_there_are_no_bits_per_byte(params):
     zeros = jnp.zeros((1, 4), jnp.int32)
     batch = {"input_ids": zeros, "labels": zeros, "weights": jnp.ones((1, 4))}
     assert set(measure(CONFIG.build(), LanguageModeling(length=4), params, batch, None)) == {"loss"}

@@ -215,7 +215,8 @@ def test_another_body_is_refused(adapted, base, tmp_path):
     ("changed", "message"),
     [
         ({"init": None}, "lora with init=None, .* allowed: an init to adapt"),
-        ({"optim": Optim(freeze="embed/.*")}, "optim.freeze='embed/.*'; allowed: an init to adapt, and no freeze"),
+        ({"optim": Optim(freeze="embed/.*")}, "optim.freeze='embed/.*', .*; allowed: an init to adapt, and neither"),
+        ({"optim": Optim(layer_decay=0.8)}, "optim.layer_decay=0.8; allowed: an init to adapt, and neither"),
         ({"lora": LoRA(paths="blocks/.*/query")}, "lora.paths='blocks/.*/query' matches no parameter of the base"),
         ({"lora": LoRA(paths="embed/.*")}, "embed/tokens is no array of a block's matrices; allowed: "),
     ],
