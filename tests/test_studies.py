@@ -3,8 +3,15 @@
 import pathlib
 import runpy
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import jaxnlp
+from jaxnlp.data.tokenizers import Characters, build
+from jaxnlp.models import gpt
+from jaxnlp.tasks.language_modeling import LanguageModeling
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "studies"
 
@@ -17,6 +24,21 @@ def scaling():
 @pytest.fixture(scope="module")
 def few_shot():
     return runpy.run_path(str(FOLDER / "few_shot_curve.py"))
+
+
+def test_who_knows_nothing_has_the_vocabulary_as_perplexity_of_a_token(monkeypatch, tmp_path):
+    """And of a word as often over as it has tokens, an end of line being a word."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    zero_shot = runpy.run_path(str(FOLDER / "zero_shot.py"))
+    text = "the theme of theft\nthe ore\n" * 20
+    monkeypatch.setitem(zero_shot["wikitext"].__globals__, "open_source", lambda source, data_dir: [{"text": text}])
+    tokenizer = build(Characters(), [text])
+    model = gpt.Config(vocab_size=tokenizer.vocab_size, n_positions=16, n_layers=1, d_model=8, n_heads=2).build()
+    params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    run = jaxnlp.Run(model, params, tokenizer, LanguageModeling())
+    found = zero_shot["wikitext"](run, "test", None, "DIR")
+    assert found["perplexity"] == pytest.approx(tokenizer.vocab_size, rel=1e-4)
+    assert found["word_perplexity"] == pytest.approx(tokenizer.vocab_size ** (len(text) / (20 * 8)), rel=1e-2)
 
 
 @pytest.mark.parametrize(

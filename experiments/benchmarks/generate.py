@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/generate.py --peer-python .venv-parity/bin/python [--batches 1 8 32] [--rounds 5]
 
-A prompt of 128 tokens and 128 new ones, greedy, random weights, all cores on both sides. The first token's seconds, with
-the whole prompt before it, are told apart from the tokens a second of the other 127, and compilation from both. Medians.
-A third line is ours with weights, products and cache in bfloat16.
+A prompt of 128 tokens and 128 new ones, greedy, random weights, all cores on both sides. The first token's seconds,
+with the whole prompt before it, are told apart from the tokens a second of the other 127, and compilation from both.
+Medians. A third line is ours with weights, products and cache in bfloat16.
 
 No token of a batch comes sooner than the weights and the cache are read from memory, nor than the machine multiplies:
 the limit is the longer of the two times, by rates measured in the same run. The reading rate is that of a product of

@@ -3,11 +3,7 @@
     " 17 @-@ inch , it 's ( then ) $ 1 @,@ 000 \\n"  ->  "17-inch, it's (then) $1,000\\n"
 
 A model of text as it is written reads WikiText so, and its perplexity is stated for a word of the original:
-
-    texts = [open_source(TFDS("wikitext2", "test"))[0]["text"]]
-    plain = [detokenized(text) for text in texts]
-    bits = evaluate(run, source=[{"text": text} for text in plain])["bits_per_byte"]
-    perplexity of a word = 2 ** (bits * bytes of plain / n_words of texts)
+experiments/studies/zero_shot.py.
 
 GPT-2's rules were not published. These are ours: what white space stood there cannot always be told, so quotation marks
 are closed in turns within a line, single ones stay as they are, and so does <unk>.
