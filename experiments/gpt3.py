@@ -10,9 +10,9 @@ bfloat16 products, layers scanned and recomputed: for accelerators. Every second
 width the paper leaves open (models/gpt.py). All that is not said here is gpt2.py's.
 
 The paper's batch grows from 32,000 tokens, 16 rows, to its full size over the first 4 to 12 billion tokens, as the size
-of the model wants: so it does here with `--ramp 16`, over 4 billion tokens where the batch is of 256 rows, 12 where it
-is of 1,536, in proportion between. A mesh cuts the first batch too, so on many chips `--ramp` is as many rows as there
-are parts, such as 128; without it the batch is whole from the start. Each size is compiled by itself.
+of the model wants: so it does here with `--first-rows 16`, over 4 billion tokens where the batch is of 256 rows, 12
+where it is of 1,536, in proportion between. A mesh cuts the first batch too, so on many chips `--first-rows` is as many
+as there are parts, such as 128; without it the batch is whole from the start. Each size is compiled by itself.
 """
 
 import dataclasses
@@ -49,17 +49,17 @@ def experiment(
     validation_split: str = "train[:1%]",
     vocabulary: str | None = None,
     size: Literal["small", "medium", "large", "xl", "2.7b", "6.7b", "13b", "175b"] = "small",
-    ramp: int | None = None,
+    first_rows: int | None = None,
 ) -> Experiment:
     """`vocabulary`: a tokenizer.json, or a folder with GPT-2's two files; None trains a new one on the data.
 
-    `ramp`: rows of the first batch, and by how many the next ones grow.
+    `first_rows`: those of the first batch, and by how many the next ones grow.
     """
     base = GPT2["experiment"](dataset, text, train_split, validation_split, vocabulary)
     config = dataclasses.replace(gpt.VARIANTS[f"gpt3-{size}"], dropout=0.0, attention_dropout=0.0)
     lr, rows = TABLE[size]
-    stages = np.arange(ramp or rows, rows + 1, ramp or rows)  # rows of each
-    grown = 0 if ramp is None else np.interp(rows, [256, 1536], [4e9, 12e9])  # tokens until the batch is whole
+    stages = np.arange(first_rows or rows, rows + 1, first_rows or rows)  # rows of each
+    grown = 0 if first_rows is None else np.interp(rows, [256, 1536], [4e9, 12e9])  # tokens until the batch is whole
     of_stage = grown / (LENGTH * stages.sum())  # steps
     whole = of_stage * len(stages)
     steps = whole + (TOKENS - grown) / (rows * LENGTH)
@@ -74,6 +74,6 @@ def experiment(
         ),
         steps=round(steps),
         batch_size=rows,
-        ramp=None if ramp is None else Ramp(ramp, float(whole / steps)),
+        ramp=None if first_rows is None else Ramp(first_rows, float(whole / steps)),
         accumulate=1,
     )

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnlp.data import cache, tokenizers
-from jaxnlp.data.batches import Batches, Ramped, Rows
+from jaxnlp.data.batches import Batches, Rows
+from jaxnlp.data.ramp import Ramped
 from jaxnlp.data.sources import fingerprint, open_source
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained, make_folder, write_atomically

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxnlp.data import batches
+from jaxnlp.data import batches, ramp
 
 
 def documents(lengths, first=1):
@@ -23,7 +23,7 @@ def one_epoch(made, epoch=0):
 def test_a_ramp_leaves_no_row_out(make_cache):
     """Steps of 1, 1, 2, 3, 3, … batches are those batches one after another, for every host's rows."""
     small = batches.windows(make_cache(documents(LENGTHS)), length=4, batch_size=2, seed=0)
-    ramped = batches.Ramped(small, (1, 1, 2, 3))
+    ramped = ramp.Ramped(small, (1, 1, 2, 3))
     assert (ramped.batch_size, ramped.shapes) == (6, ((2, 4), (4, 4), (6, 4)))
     one_by_one = [small(step) for step in range(10)]
     grown = [ramped(step) for step in range(5)]
@@ -37,7 +37,7 @@ def test_a_ramp_leaves_no_row_out(make_cache):
 
 def test_a_ramp_of_several_lengths_is_refused(make_cache):
     with pytest.raises(ValueError, match="ramp: found rows of 3 lengths, 5, 8, 16; allowed: one length"):
-        batches.Ramped(make_pairs(make_cache, PAIRS, 2, seed=0), (1, 2))
+        ramp.Ramped(make_pairs(make_cache, PAIRS, 2, seed=0), (1, 2))
 
 
 LENGTHS = (5, 1, 17, 2, 9, 30, 1, 1, 3)

@@ -137,7 +137,7 @@ def test_crash_loses_nothing_before_the_checkpoint(pretrained, tmp_path, monkeyp
 
 
 def test_a_ramp_is_the_same_on_a_mesh_and_after_an_interruption(tmp_path, monkeypatch, assert_same_run):
-    ramped = dataclasses.replace(PRETRAIN, batch_size=16, ramp=Ramp(8, 0.6), ema=None, parallel="jit")
+    ramped = dataclasses.replace(PRETRAIN, batch_size=16, ramp=Ramp(8, 0.6), parallel="jit")
     undisturbed = jaxnlp.train(ramped, tmp_path / "jit")
     with monkeypatch.context() as patched:
         update = loop.Progress.update

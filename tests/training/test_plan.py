@@ -221,18 +221,18 @@ def gpt3(**arguments) -> Experiment:
     return cli.load_experiment(EXPERIMENTS / "gpt3.py")(**arguments)
 
 
-@pytest.mark.parametrize("ramp", [None, 16, 128])
+@pytest.mark.parametrize("first_rows", [None, 16, 128])
 @pytest.mark.parametrize("size", ["small", "175b"])
-def test_gpt3_reads_the_papers_tokens_with_a_ramp_and_without(size, ramp):
+def test_gpt3_reads_the_papers_tokens_with_a_ramp_and_without(size, first_rows):
     """Brown et al., 2020, appendix B: 300 billion tokens, of which 375 million warm up and 260 have a falling rate."""
-    e = gpt3(size=size, ramp=ramp)
+    e = gpt3(size=size, first_rows=first_rows)
     e.validate()
     read = 2048 * np.cumsum([e.rows_at(step) for step in range(e.steps)])
     assert read[-1] == pytest.approx(300e9, rel=1e-3)
     assert read[round(e.optim.warmup * e.steps)] == pytest.approx(375e6, rel=0.01)
     assert read[round(e.optim.end_at * e.steps)] == pytest.approx(260e9, rel=1e-3)
-    if ramp is not None:
-        assert e.rows_at(0) == ramp
+    if first_rows is not None:
+        assert e.rows_at(0) == first_rows
         assert read[round(e.ramp.until * e.steps)] == pytest.approx({"small": 4e9, "175b": 12e9}[size], rel=0.01)
 
 
