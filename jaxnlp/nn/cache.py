@@ -4,7 +4,7 @@
 
 Every leaf but the index has the rows first. Where segments have n times as many rows as keys and values, each n side by
 side are branches of one text: they write to slots of their own, and see those whose segment is not 0 in their row. So a
-branch is copied by its row of segments alone.
+branch is copied by its row of segments alone. Branches that are read once and at once go side by side in a row.
 
 Letters: B batch, T new tokens, S slots, L layers, H heads, K head width.
 """
@@ -46,6 +46,9 @@ def reading(
     is padding); the first prefix_lengths[b] positions of a row, padding included, are seen by all others. Positions are
     0 … T - 1 where not given; with a cache they count real tokens. Under jit nobody counts the slots: a token too many
     overwrites the last one.
+
+    With a cache, `segment_ids` are those of a tree of texts: a token sees all that the cache holds, segment 1, which
+    all branches go on from, and its own, up to itself. Positions count what it sees.
     """
     if cache is None:
         if segment_ids is None:
@@ -54,14 +57,21 @@ def reading(
             segment_ids = segment_ids * attention_mask
         position_ids = jnp.arange(input_ids.shape[1])[None] if position_ids is None else position_ids
         return None, Mask(causal=True, segment_ids=segment_ids, prefix=prefix_lengths), position_ids
-    if not (segment_ids is None and position_ids is None):
-        raise ValueError("segment_ids or position_ids came with a cache; allowed: attention_mask, which gives both")
+    if position_ids is not None:
+        raise ValueError("position_ids came with a cache; allowed: attention_mask, or segment_ids, which give them")
     slots, index = cache["segment_ids"].shape[1], cache["index"]
     n_branches = len(input_ids) // len(jax.tree.leaves(cache["layers"])[0])
     T = input_ids.shape[1]
     more = n_branches * T
     if more + (0 if isinstance(index, jax.core.Tracer) else int(index)) > slots:  # else overwritten
         raise ValueError(f"{more} tokens more for a cache with {slots} slots, of which {index} are written")
+    if segment_ids is not None:
+        new = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(cache["segment_ids"]), segment_ids, index, axis=1)
+        own = (new[:, None] == 1) | ((new[:, None] == segment_ids[:, :, None]) & (new[:, None] != 0))
+        past = jnp.arange(slots)[None, None] <= index + jnp.arange(T)[None, :, None]
+        seen = (cache["segment_ids"][:, None] != 0) | (own & past)
+        cache = {**cache, "segment_ids": cache["segment_ids"] + new, "index": index + T}
+        return cache, Mask(seen=seen, offset=index), jnp.maximum(seen.sum(2) - 1, 0)
     new = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
     before = cache["segment_ids"].sum(1, keepdims=True)
     position_ids = jnp.maximum(before + jnp.cumsum(new, 1) - 1, 0)

@@ -2,15 +2,16 @@
 
     log p(c | x) = sum_t log p(c_t | x, c_<t)
 
-A prompt goes through the model once and fills a cache; all its continuations then read that one cache, as branches of
-it, in one call. What comes out is what each whole text gives on its own.
+A prompt goes through the model once and fills a cache; all its continuations then follow in one row, as branches that
+do not see one another, and their first tokens are all read off the prompt's last. What comes out is what each whole
+text gives on its own. A recurrent model, whose state is no list of tokens, reads the prompt before each.
 
 The tokens are those of EleutherAI's lm-evaluation-harness, so that figures compare with published ones: white space at
 the prompt's end is moved to the continuation's beginning; c are the tokens of the joined text beyond as many as the
 prompt alone has, and x those of the prompt alone. Where tokens merge across the border x is therefore not what the
 joined text begins with. An empty prompt is the begin token. A prompt that is too long loses its beginning.
 
-Letters: B prompts, P their bucket, n continuations of each, T their bucket, V vocabulary.
+Letters: B prompts, P their bucket; M tokens that are read after them, Q tokens that are scored, V vocabulary.
 """
 
 import functools
@@ -27,10 +28,10 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxnlp.data import batches
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.models.heads import speaks
-from jaxnlp.tasks.beams import branched
+from jaxnlp.nn.cache import widened
 
 TOKENS = 2048  # of a batch at most, prompts and continuations together, padding too
-P_SIZES, N_SIZES, T_SIZES = 4, 16, 8  # sizes from a power of two to the next: few programs, little padding
+P_SIZES, M_SIZES = 4, 4  # sizes from a power of two to the next: few programs, little padding
 
 Ids = Sequence[int]
 
@@ -93,33 +94,51 @@ def of_tokens(
         raise ValueError(f"the model has the heads {model.heads}, and no language model's output to score with")
     model = model.clone(heads=())
     found: list[list[Any]] = [[None] * len(continuations) for _, continuations in trees]
-    groups: dict[tuple[int, int], list[tuple[Ids, list[Ids], list[tuple[int, int]]]]] = {}
+    groups: dict[int, list[Branches]] = {}
     for i, tree in enumerate(trees):
-        for context, texts, numbers in _fitted(i, *tree, model.config):
-            n, P = (len(texts) - 1).bit_length(), len(context) - 1
-            n = batches.width(len(texts), len(texts) + 2**n, N_SIZES)
-            P = P and batches.width(P, model.config.n_positions, P_SIZES)
-            groups.setdefault((n, P), []).append((context, texts, numbers))
-    for (n, P), group in groups.items():
-        group.sort(key=lambda tree: -max(map(len, tree[1])))
+        for branches in _fitted(i, *tree, model.config, TOKENS if _branches(model) else 1):
+            P = len(branches.context) - 1
+            groups.setdefault(P and batches.width(P, model.config.n_positions, P_SIZES), []).append(branches)
+    for P, group in groups.items():
+        group.sort(key=Branches.n_read, reverse=True)
         while group:
-            T = batches.width(max(map(len, group[0][1])), model.config.n_positions, T_SIZES)
-            size = 2 ** (max(1, TOKENS // (P + n * T)).bit_length() - 1)
+            M = batches.width(group[0].n_read(), 2 * group[0].n_read() + batches.SMALLEST_BUCKET, M_SIZES)
+            size = 2 ** (max(1, TOKENS // (P + M)).bit_length() - 1)
             part, group = group[:size], group[size:]
-            arrays = _arrays(part, 2 ** (len(part) - 1).bit_length(), n, P, T)
-            log_p, best = jax.device_get(_score(model, params, *arrays))
-            for row, (_, texts, numbers) in enumerate(part):
-                for branch, (text, (i, j)) in enumerate(zip(texts, numbers, strict=True)):
-                    found[i][j] = (log_p[row, branch, : len(text)], best[row, branch, : len(text)])
+            log_p, best = jax.device_get(_score(model, params, *_arrays(part, P, M)))
+            for row, branches in enumerate(part):
+                ends = np.cumsum([len(text) for text in branches.texts])
+                for text, end, (i, j) in zip(branches.texts, ends, branches.numbers, strict=True):
+                    here = slice(end - len(text), end)
+                    found[i][j] = (log_p[row, here], best[row, here])
     return found
 
 
-def _fitted(i: int, context: Ids, texts: Sequence[Ids], config: Any):
-    """The tree as such that fit the positions: (context, texts, [(i, each text's number)]).
+@functools.cache
+def _branches(model: nn.Module) -> bool:
+    """Whether the model's cache is a list of tokens, from which several texts can go on."""
+    return "layers" in jax.eval_shape(lambda: model.init_cache(1, 1))
+
+
+class Branches(NamedTuple):
+    """Continuations of one context, of the prompts' and continuations' `numbers`."""
+
+    context: Ids
+    texts: list[Ids]
+    numbers: list[tuple[int, int]]
+
+    def n_read(self) -> int:
+        """Tokens after those of the cache: the context's last, and of each text all but its last."""
+        return 1 + sum(len(text) - 1 for text in self.texts)
+
+
+def _fitted(i: int, context: Ids, texts: Sequence[Ids], config: Any, most: int) -> list[Branches]:
+    """The tree as such that fit the positions, and are of about `most` tokens, with one text or more.
 
     The last token of a text is not read: together they may have one more than there are positions.
     """
-    parts: dict[int, tuple[Ids, list[Ids], list[tuple[int, int]]]] = {}
+    parts: list[Branches] = []
+    open_: dict[int, Branches] = {}
     for j, text in enumerate(texts):
         room = config.n_positions + 1 - len(text)
         if room < 1:
@@ -133,26 +152,38 @@ def _fitted(i: int, context: Ids, texts: Sequence[Ids], config: Any):
                 f"allowed: below model.vocab_size={config.vocab_size}"
             )
         kept = context[-room:]
-        _, branches, numbers = parts.setdefault(len(kept), (kept, [], []))
-        branches.append(text)
-        numbers.append((i, j))
-    return parts.values()
+        part = open_.get(len(kept))
+        if part is None or part.n_read() + len(text) > most:
+            part = open_[len(kept)] = Branches(kept, [], [])
+            parts.append(part)
+        part.texts.append(text)
+        part.numbers.append((i, j))
+    return parts
 
 
-def _arrays(part, B: int, n: int, P: int, T: int) -> tuple[np.ndarray, ...]:
-    """What `_score` takes. What is not there of rows, branches and tokens is padding, a prompt's on the left.
+def _arrays(part: Sequence[Branches], P: int, M: int) -> tuple[np.ndarray, ...]:
+    """What `_score` takes. What is not there of rows and tokens is padding, a prompt's on the left.
 
-    [([5, 6], [[7], [8, 9]])] gives prompt [[5]], inputs [[6, 0], [6, 8]] and targets [[7, 0], [8, 9]].
+    [([5, 6], [[7], [8, 9]])] gives prompt [[5]], inputs [[6, 8]] in the segments [[1, 3]], and targets [[7, 8, 9]],
+    which are scored at the inputs [[0, 0, 1]].
     """
+    B = 2 ** (len(part) - 1).bit_length()
+    Q = max(8, 2 ** (max(sum(map(len, branches.texts)) for branches in part) - 1).bit_length())
     prompt, mask = np.zeros((B, P), np.int32), np.zeros((B, P), np.int32)
-    inputs, targets, real = (np.zeros((B, n, T), np.int32) for _ in range(3))
+    inputs, segments = np.zeros((B, M), np.int32), np.zeros((B, M), np.int32)
+    at, targets = np.zeros((B, Q), np.int32), np.zeros((B, Q), np.int32)
     for row, (context, texts, _) in enumerate(part):
         *before, last = context
         prompt[row, P - len(before) :], mask[row, P - len(before) :] = before, 1
-        for branch, text in enumerate(texts):
-            inputs[row, branch, : len(text)] = [last, *text[:-1]]
-            targets[row, branch, : len(text)], real[row, branch, : len(text)] = text, 1
-    return prompt, mask, inputs, targets, real
+        inputs[row, 0], segments[row, 0] = last, 1
+        read, scored = 1, 0
+        for number, text in enumerate(texts, start=2):
+            more = len(text) - 1
+            inputs[row, read : read + more], segments[row, read : read + more] = text[:-1], number
+            targets[row, scored : scored + more + 1] = text
+            at[row, scored + 1 : scored + 1 + more] = np.arange(read, read + more)
+            read, scored = read + more, scored + more + 1
+    return prompt, mask, inputs, segments, at, targets
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -161,18 +192,21 @@ def _score(
     params: Mapping[str, Any],
     prompt: Int[Array, "B P"],
     prompt_mask: Int[Array, "B P"],
-    inputs: Int[Array, "B n T"],
-    targets: Int[Array, "B n T"],
-    real: Int[Array, "B n T"],
-) -> tuple[Float[Array, "B n T"], Bool[Array, "B n T"]]:
-    """Each target's log p, and whether it is the likeliest token; the inputs begin with the prompt's last token."""
-    (B, P), (_, n, T) = prompt.shape, inputs.shape
+    inputs: Int[Array, "B M"],
+    segments: Int[Array, "B M"],
+    at: Int[Array, "B Q"],
+    targets: Int[Array, "B Q"],
+) -> tuple[Float[Array, "B Q"], Bool[Array, "B Q"]]:
+    """Each target's log p, and whether it is the likeliest token."""
+    (B, P), M = prompt.shape, inputs.shape[1]
     apply = functools.partial(model.apply, {"params": params})
     cache = model.init_cache(B, P)
     if P:
         cache = apply(prompt, prompt_mask, cache=cache, logits=False)["cache"]
-    cache = branched(cache, n, T)
-    logits = apply(inputs.reshape(B * n, T), real.reshape(B * n, T), cache=cache)["logits"].astype(jnp.float32)
-    logits = logits.reshape(B, n, T, -1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1), logits.argmax(-1) == targets
+    if "layers" in cache:
+        out = apply(inputs, segment_ids=segments, cache=widened(cache, P + M))
+    else:  # one continuation, which follows the prompt
+        out = apply(inputs, jnp.minimum(segments, 1), cache=cache)
+    logits, rows = out["logits"].astype(jnp.float32), jnp.arange(B)[:, None]
+    log_p = logits[rows, at, targets] - jax.nn.logsumexp(logits, axis=-1)[rows, at]
+    return log_p, logits.argmax(-1)[rows, at] == targets

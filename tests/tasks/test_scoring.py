@@ -122,6 +122,16 @@ def test_a_long_prompt_loses_its_beginning(tokenizer):
         np.testing.assert_allclose(log_p, expected, rtol=1e-5)
 
 
+def test_more_continuations_than_a_row_holds_go_in_several(tokenizer, made, monkeypatch):
+    trees = scoring.encode(tokenizer, [("the fox", [" dog" * n for n in (1, 2, 5, 3, 1, 4)])])
+    (expected,) = scoring.of_tokens(*made, trees)
+    monkeypatch.setattr(scoring, "TOKENS", 7)
+    (found,) = scoring.of_tokens(*made, trees)
+    for (log_p, best), (other, same) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(log_p, other, rtol=1e-5)
+        np.testing.assert_array_equal(best, same)
+
+
 def test_few_programs_serve_many_prompts(tokenizer):
     traces = []
 
@@ -135,7 +145,7 @@ def test_few_programs_serve_many_prompts(tokenizer):
     pairs = [("the" + " dog" * (5 + i % 4), [" fox", " quick fox"]) for i in range(8)]
     log_likelihoods(model, params, tokenizer, pairs)
     log_likelihoods(model, params, tokenizer, [("the quick fox" + " dog" * 4, [" quick", " dog"])] * 7)
-    assert len(traces) == 1
+    assert traces == [(1, 1), (8, 8)]  # the first asks what kind of cache it is
 
 
 @pytest.mark.parametrize(
