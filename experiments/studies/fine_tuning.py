@@ -214,6 +214,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.serve:
         return serve()
+    from jaxnlp.training.loop import keep_compiled
+
+    keep_compiled()
     for name in args.sets.split(","):
         other = peer.Peer(args.peer_python, __file__)
         compare(name, args, other)
