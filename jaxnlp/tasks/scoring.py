@@ -31,7 +31,7 @@ from jaxnlp.models.heads import speaks
 from jaxnlp.nn.cache import widened
 
 TOKENS = 2048  # of a batch at most, prompts and continuations together, padding too
-P_SIZES, M_SIZES = 4, 4  # sizes from a power of two to the next: few programs, little padding
+P_SIZES, M_SIZES = 2, 2  # sizes from a power of two to the next: few programs, little padding
 
 Ids = Sequence[int]
 
@@ -101,11 +101,13 @@ def of_tokens(
             groups.setdefault(P and batches.width(P, model.config.n_positions, P_SIZES), []).append(branches)
     for P, group in groups.items():
         group.sort(key=Branches.n_read, reverse=True)
+        total = len(group)
         while group:
             M = batches.width(group[0].n_read(), 2 * group[0].n_read() + batches.SMALLEST_BUCKET, M_SIZES)
             size = 2 ** (max(1, TOKENS // (P + M)).bit_length() - 1)
+            B = batches.height(len(group[:size]), total, size)
             part, group = group[:size], group[size:]
-            log_p, best = jax.device_get(_score(model, params, *_arrays(part, P, M)))
+            log_p, best = jax.device_get(_score(model, params, *_arrays(part, B, P, M)))
             for row, branches in enumerate(part):
                 ends = np.cumsum([len(text) for text in branches.texts])
                 for text, end, (i, j) in zip(branches.texts, ends, branches.numbers, strict=True):
@@ -161,14 +163,13 @@ def _fitted(i: int, context: Ids, texts: Sequence[Ids], config: Any, most: int) 
     return parts
 
 
-def _arrays(part: Sequence[Branches], P: int, M: int) -> tuple[np.ndarray, ...]:
+def _arrays(part: Sequence[Branches], B: int, P: int, M: int) -> tuple[np.ndarray, ...]:
     """What `_score` takes. What is not there of rows and tokens is padding, a prompt's on the left.
 
     [([5, 6], [[7], [8, 9]])] gives prompt [[5]], inputs [[6, 8]] in the segments [[1, 3]], and targets [[7, 8, 9]],
     which are scored at the inputs [[0, 0, 1]].
     """
-    B = 2 ** (len(part) - 1).bit_length()
-    Q = max(8, 2 ** (max(sum(map(len, branches.texts)) for branches in part) - 1).bit_length())
+    Q = 2 ** (M + max(len(branches.texts) for branches in part) - 1).bit_length()  # more than are scored: few programs
     prompt, mask = np.zeros((B, P), np.int32), np.zeros((B, P), np.int32)
     inputs, segments = np.zeros((B, M), np.int32), np.zeros((B, M), np.int32)
     at, targets = np.zeros((B, Q), np.int32), np.zeros((B, Q), np.int32)

@@ -113,9 +113,11 @@ class Samples:
 
 
 def require(example: Mapping[str, Any], feature: str, field: str) -> Any:
-    """The example's feature, or an error that names the task's field and the features that there are."""
+    """The example's feature, or an error that names the task's field."""
     if feature not in example:
         raise ValueError(f"task.{field}={feature!r} is no feature of the data; allowed: {', '.join(sorted(example))}")
+    if example[feature] is None:
+        raise ValueError(f"task.{field}={feature!r} is None in the example {dict(example)!r}; allowed: a value")
     return example[feature]
 
 

@@ -12,6 +12,8 @@ from jaxnlp.data.tokenizers import Characters, build
 from jaxnlp.models import gpt
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
+from jaxnlp.tasks.span_qa import SpanQA
+from jaxnlp.tasks.translation import Translation
 from jaxnlp.training.step import measure
 
 CONFIG = gpt.Config(vocab_size=20, n_positions=16, n_layers=1, d_model=8, n_heads=2)
@@ -63,6 +65,14 @@ def test_without_bytes_there_are_no_bits_per_byte(params):
     zeros = jnp.zeros((1, 4), jnp.int32)
     batch = {"input_ids": zeros, "labels": zeros, "weights": jnp.ones((1, 4))}
     assert set(measure(CONFIG.build(), LanguageModeling(length=4), params, batch, None)) == {"loss"}
+
+
+@pytest.mark.parametrize(
+    "task", [LanguageModeling(), Translation(source="text", target="text"), SpanQA(question="text")]
+)
+def test_a_text_that_is_none_is_named(tokenizer, task):
+    with pytest.raises(ValueError, match="='text' is None in the example {'text': None, 'context': 'a'}; allowed: a v"):
+        task.encode([{"text": None, "context": "a"}], tokenizer)
 
 
 def test_labels_by_name_by_index_and_none(tokenizer):
