@@ -22,6 +22,7 @@ from jaxnlp.interop.huggingface import DirectoryError
 from jaxnlp.run import Run
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.embedding import Embedding
+from jaxnlp.tasks.inputs import template
 from jaxnlp.tasks.regression import Regression
 from jaxnlp.training.experiment import Data, Experiment
 from jaxnlp.training.folder import FolderError
@@ -288,36 +289,12 @@ def test_a_pooler_that_a_class_needs_is_asked_for(tmp_path, golden):
     assert not (tmp_path / "out").exists()
 
 
-LIVE = """
-import sys, numpy as np, torch, transformers
-name, path, to = sys.argv[1:]
-model, report = getattr(transformers, name).from_pretrained(path, output_loading_info=True)
-assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
-tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-given = {key[3:]: torch.tensor(x) for key, x in np.load(to).items()}
-with torch.no_grad():
-    found = {key: x for key, x in model.eval()(**given).items() if torch.is_tensor(x)}
-pair = tokenizer("a b", "c d e")
-np.savez(to, ids=pair["input_ids"], kinds=pair.get("token_type_ids", []), **found)
-"""
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ORACLE["CLASSES"])
-def test_transformers_reads_what_is_exported(name, tmp_path, golden):
+def test_transformers_reads_what_is_exported(name, tmp_path, golden, read_back):
     """Other weights than its own, of scanned layers, give it the same outputs; its tokenizer gives the same pair."""
-    from jaxnlp.nn.blocks import stack_layers
-    from jaxnlp.tasks.inputs import template
-
     run = jaxnlp.load(written(tmp_path / "in", name, golden))
-    params = jax.tree.map(lambda x: x * 1.1, run.params)
-    model = dataclasses.replace(run.config, scan=True).build(run.task.heads)
-    run = dataclasses.replace(run, model=model, params=stack_layers(params))
-    jaxnlp.export(run, tmp_path / "out")
-    given = ORACLE["inputs"](name)
-    np.savez(tmp_path / "io.npz", **{f"in_{key}": x for key, x in given.items()})
-    subprocess.run([sys.executable, "-c", LIVE, name, tmp_path / "out", tmp_path / "io.npz"], check=True)
-    found = dict(np.load(tmp_path / "io.npz"))
+    run, found = read_back(name, run, ORACLE["inputs"](name), "a b", "c d e")
     pair = template(run.tokenizer).join(run.tokenizer.encode("a b"), run.tokenizer.encode("c d e"))
     assert found.pop("ids").tolist() == pair["input_ids"].tolist()
     assert found.pop("kinds").tolist() in (
