@@ -4,8 +4,9 @@
         [--names sick_entailment,comve] [--steps N]
 
 Trains gpt1_pretrain, where no checkpoint is given, and gpt1_finetune from it and from scratch, with the language
-model's loss beside the task's and without; or goes on where it was stopped. Prints accuracy, and of relatedness
-Pearson's correlation, in percent: of the test parts, and of SST-2's validation part, as its test part has no labels.
+model's loss beside the task's and without, N steps at most; or goes on where it was stopped. Prints accuracy, and of
+relatedness Pearson's correlation, in percent: of the test parts, and of SST-2's validation part, as its test part has
+no labels.
 """
 
 import argparse
@@ -32,7 +33,7 @@ ROWS = {  # as the paper names them
 
 def made(file: str, steps: int | None, **arguments):
     experiment = runpy.run_path(str(FOLDER / f"{file}.py"))["experiment"](**arguments)
-    return experiment if steps is None else dataclasses.replace(experiment, steps=steps)
+    return experiment if steps is None else dataclasses.replace(experiment, steps=min(steps, experiment.steps))
 
 
 def percent(name: str, folder: pathlib.Path, data_dir: str) -> float:
@@ -55,7 +56,7 @@ def main():
     base = args.pretrained
     if base is None:
         base = str(args.workdir / "pretrain")
-        jaxnlp.train(made("gpt1_pretrain", args.steps), base, data_dir=args.data_dir)
+        jaxnlp.train(made("gpt1_pretrain", None), base, data_dir=args.data_dir)
     lines = [f"{'':22}{'average':>9}" + "".join(f"{name:>18}" for name in names)]
     for row, options in ROWS.items():
         found = []
