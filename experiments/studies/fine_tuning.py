@@ -93,7 +93,7 @@ class Theirs:
         import torch
         import transformers
 
-        torch.set_num_threads(os.cpu_count())
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.manual_seed(seed)
         self.batches, self.kind, self.rates = np.load(path), kind, rates
         sizes = {} if n_labels is None else {"num_labels": n_labels}
