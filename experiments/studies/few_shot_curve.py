@@ -83,7 +83,7 @@ def experiment(size: str, data_dir: str | None = None) -> Experiment:
         data=Data(train=texts("train", 5000, data_dir), validation=texts("validation", 20, data_dir)),
         tokenizer=ByteBPE(1024),
         optim=Optim(name="muon", lr=1e-2, warmup=0.05),
-        steps=1000,
+        steps=3000,
         batch_size=8,
     )
 
