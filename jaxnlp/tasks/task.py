@@ -116,7 +116,7 @@ def require(example: Mapping[str, Any], feature: str, field: str) -> Any:
     """The example's feature, or an error that names the task's field."""
     if feature not in example:
         raise ValueError(f"task.{field}={feature!r} is no feature of the data; allowed: {', '.join(sorted(example))}")
-    if example[feature] is None:
+    if example[feature] is None and field != "label":  # which tasks name with what they allow
         raise ValueError(f"task.{field}={feature!r} is None in the example {dict(example)!r}; allowed: a value")
     return example[feature]
 

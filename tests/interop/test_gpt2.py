@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import jaxnlp
-from jaxnlp.data.tokenizers import ByteBPE
+from jaxnlp.data.tokenizers import ByteBPE, Characters
 from jaxnlp.interop.huggingface import DirectoryError
 from jaxnlp.models import gpt
 from jaxnlp.run import Run
@@ -47,7 +47,7 @@ def tensors(golden):
 def written(path, tensors, **settings):
     path.mkdir()
     (path / "config.json").write_text(json.dumps(SETTINGS | settings))
-    ByteBPE(vocab_size=300).build(TEXTS).save(path / "tokenizer.json")
+    Characters().build(TEXTS).save(path / "tokenizer.json")
     safetensors.numpy.save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     return path
 
