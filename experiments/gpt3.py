@@ -10,9 +10,10 @@ bfloat16 products, layers scanned and recomputed: for accelerators. Every second
 width the paper leaves open (models/gpt.py). All that is not said here is gpt2.py's.
 
 The paper's batch grows from 32,000 tokens, 16 rows, to its full size over the first 4 to 12 billion tokens, as the size
-of the model wants: so it does here with `--first-rows 16`, over 4 billion tokens where the batch is of 256 rows, 12
-where it is of 1,536, in proportion between. A mesh cuts the first batch too, so on many chips `--first-rows` is as many
-as there are parts, such as 128; without it the batch is whole from the start. Each size is compiled by itself.
+of the model wants: so it does here with `--first-rows 16`, evenly in steps, over 4 billion tokens where the batch is of
+256 rows, 12 where it is of 1,536, in proportion between. A mesh cuts the first batch too, so on many chips `--first-
+rows` is as many as there are parts, such as 128; without it the batch is whole from the start. Each size is compiled by
+itself.
 """
 
 import dataclasses
@@ -58,9 +59,11 @@ def experiment(
     base = GPT2["experiment"](dataset, text, train_split, validation_split, vocabulary)
     config = dataclasses.replace(gpt.VARIANTS[f"gpt3-{size}"], dropout=0.0, attention_dropout=0.0)
     lr, rows = TABLE[size]
-    stages = np.arange(first_rows or rows, rows + 1, first_rows or rows)  # rows of each
-    grown = 0 if first_rows is None else np.interp(rows, [256, 1536], [4e9, 12e9])  # tokens until the batch is whole
-    of_stage = grown / (LENGTH * stages.sum())  # steps
+    if first_rows is not None and not 1 <= first_rows < rows:
+        raise ValueError(f"first_rows={first_rows}; allowed: 1 to {rows - 1}, as the whole batch is of {rows}")
+    stages = np.arange(first_rows or rows, rows, first_rows or rows)  # rows of each, before the batch is whole
+    grown = 0 if first_rows is None else np.interp(rows, [256, 1536], [4e9, 12e9])  # tokens until then
+    of_stage = grown / (LENGTH * max(stages.sum(), 1))  # steps
     whole = of_stage * len(stages)
     steps = whole + (TOKENS - grown) / (rows * LENGTH)
     read = [0, *np.cumsum(of_stage * LENGTH * stages), TOKENS]

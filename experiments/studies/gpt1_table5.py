@@ -4,9 +4,9 @@
         [--names sick_entailment,comve] [--steps N]
 
 Trains gpt1_pretrain, where no checkpoint is given, and gpt1_finetune from it and from scratch, with the language
-model's loss beside the task's and without, N steps at most; or goes on where it was stopped. Prints accuracy, and of
-relatedness Pearson's correlation, in percent: of the test parts, and of SST-2's validation part, as its test part has
-no labels.
+model's loss beside the task's and without, each fine-tuning N steps at most; or goes on where it was stopped. Prints
+accuracy, and of relatedness Pearson's correlation, in percent: of the test parts, and of SST-2's validation part, as
+its test part has no labels.
 """
 
 import argparse

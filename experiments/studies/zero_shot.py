@@ -3,7 +3,7 @@
     python experiments/studies/zero_shot.py MODEL --data-dir DIR [--stride N] [--split test]
 
 MODEL is a run's folder or a Hugging Face directory. Of WikiText-2, as people write it (data/wikitext.py), every token
-is read with at least all positions but N before it, by default half of them: perplexity of a token, bits per byte, and
+is read with at least all but N of a row's tokens before it, by default half: perplexity of a token, bits per byte, and
 perplexity of a word of the original, which compares with other tokenizers. Of LAMBADA (tasks/lambada.py) the last word.
 """
 
@@ -20,8 +20,8 @@ def wikitext(run: jaxnlp.Run, split: str, stride: int | None, data_dir: str) -> 
     source = open_source(TFDS("wikitext2", split), data_dir)
     texts = [source[i]["text"] for i in range(len(source))]
     plain = [detokenized(text) for text in texts]
-    length = run.config.n_positions
-    task = LanguageModeling(length=length, stride=stride or length // 2)
+    length = min(run.config.n_positions, run.task.length)  # beyond what was trained, positions mean nothing
+    task = LanguageModeling(length=length, stride=length // 2 if stride is None else stride)
     found = jaxnlp.evaluate(run, task=task, source=[{"text": text} for text in plain])
     bits_of_a_word = found["bits_per_byte"] * sum(len(text.encode()) for text in plain) / sum(map(n_words, texts))
     return found | {"word_perplexity": 2**bits_of_a_word}

@@ -145,8 +145,9 @@ class GPT(nn.Module):
     token each choice is read, by default the last real one.
 
     `attention_mask` [B, T] is 1 on real tokens and 0 on padding (left or right); `segment_ids` [B, T] keeps packed
-    documents apart (0 is padding). Positions are 0 … T - 1 where not given; with a cache they count real tokens. The
-    first `prefix_lengths` [B] tokens of a row see one another (prefix language model: Raffel et al., 2020, 3.2.1).
+    documents apart (0 is padding); with a cache they are of a tree of texts (see nn/cache.py). Positions are 0 … T - 1
+    where not given; with a cache they count real tokens. The first `prefix_lengths` [B] tokens of a row see one another
+    (prefix language model: Raffel et al., 2020, 3.2.1).
     """
 
     config: Config

@@ -48,7 +48,8 @@ def reading(
     overwrites the last one.
 
     With a cache, `segment_ids` are those of a tree of texts: a token sees all that the cache holds, segment 1, which
-    all branches go on from, and its own, up to itself. Positions count what it sees.
+    all branches go on from, and its own, up to itself. Positions count what it sees. The new cache goes on from segment
+    1: the branches are read this once. ValueError for anything else of the arguments beside them.
     """
     if cache is None:
         if segment_ids is None:
@@ -66,11 +67,13 @@ def reading(
     if more + (0 if isinstance(index, jax.core.Tracer) else int(index)) > slots:  # else overwritten
         raise ValueError(f"{more} tokens more for a cache with {slots} slots, of which {index} are written")
     if segment_ids is not None:
+        if not (attention_mask is None and prefix_lengths is None):
+            raise ValueError("attention_mask or prefix_lengths beside segment_ids and a cache; allowed: segment 0 pads")
         new = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(cache["segment_ids"]), segment_ids, index, axis=1)
         own = (new[:, None] == 1) | ((new[:, None] == segment_ids[:, :, None]) & (new[:, None] != 0))
         past = jnp.arange(slots)[None, None] <= index + jnp.arange(T)[None, :, None]
         seen = (cache["segment_ids"][:, None] != 0) | (own & past)
-        cache = {**cache, "segment_ids": cache["segment_ids"] + new, "index": index + T}
+        cache = {**cache, "segment_ids": cache["segment_ids"] + (new == 1), "index": index + T}
         return cache, Mask(seen=seen, offset=index), jnp.maximum(seen.sum(2) - 1, 0)
     new = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
     before = cache["segment_ids"].sum(1, keepdims=True)

@@ -48,7 +48,7 @@ class Classification(Texts):
 
     def index(self, example: Mapping[str, Any]) -> int:
         """The class's index, or -1 of an example that has none, as TFDS marks it: such examples are left out."""
-        value = require(example, self.label, "label")
+        value = require(example, self.label, "label", none=True)
         if value in self.labels:
             return self.labels.index(value)
         if not -1 <= number(value) < len(self.labels) or number(value) % 1:

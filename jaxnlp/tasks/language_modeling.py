@@ -50,7 +50,7 @@ class LanguageModeling:
 
     @property
     def key(self) -> dict[str, Any]:
-        return {"task": "language_modeling", "text": self.text}
+        return {"task": "language_modeling", "text": self.text, "bytes": True}
 
     def texts(self, example: Mapping[str, Any]) -> Sequence[str]:
         return (require(example, self.text, "text"),)

@@ -113,7 +113,7 @@ class MultipleChoice(Labelled):
 
     def index(self, example: Mapping[str, Any]) -> int:
         """The right choice's number, or -1 of an example without, as TFDS marks it: such examples are left out."""
-        value, n = require(example, self.label, "label"), len(self.options(example))
+        value, n = require(example, self.label, "label", none=True), len(self.options(example))
         if not -1 <= number(value) < n or number(value) % 1:
             name = _name(require(example, self.context, "context"))
             raise ValueError(f"{name}: {self.label}={value!r}; allowed: -1 … {n - 1}, as it has {n} choices")

@@ -108,7 +108,8 @@ class Prompting:
     def options(self, example: Mapping[str, Any]) -> tuple[str, ...]:
         """The choices' texts; ValueError of what is no list of texts, an empty one, or none."""
         given = require(example, self.choices, "choices") if isinstance(self.choices, str) else self.choices
-        if isinstance(given, str) or not all(isinstance(choice, str) for choice in given):
+        listed = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str)
+        if not listed or not all(isinstance(choice, str) for choice in given):
             raise ValueError(f"{self.choices}={given!r} in the data; allowed: a list of texts")
         for i, choice in enumerate(given):
             if not choice.strip():

@@ -38,7 +38,7 @@ class Regression(Texts):
         return [{**record, "label": np.float32(y)} for record, y in zip(records, values, strict=True)]
 
     def value(self, example: Mapping[str, Any]) -> float:
-        value = require(example, self.label, "label")
+        value = require(example, self.label, "label", none=True)
         if not math.isfinite(number(value)):
             raise ValueError(f"{self.label}={value!r} in the data; allowed: a finite number")
         return float(value)

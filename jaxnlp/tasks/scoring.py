@@ -30,7 +30,7 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.models.heads import speaks
 from jaxnlp.nn.cache import widened
 
-TOKENS = 2048  # of a batch at most, prompts and continuations together, padding too
+TOKENS = 2048  # of a batch, prompts and continuations together: more only of one continuation, or by padding
 P_SIZES, M_SIZES = 2, 2  # sizes from a power of two to the next: few programs, little padding
 
 Ids = Sequence[int]
@@ -135,12 +135,12 @@ class Branches(NamedTuple):
 
 
 def _fitted(i: int, context: Ids, texts: Sequence[Ids], config: Any, most: int) -> list[Branches]:
-    """The tree as such that fit the positions, and are of about `most` tokens, with one text or more.
+    """The tree as such that fit the positions, and are of `most` tokens at most, with one text or more.
 
     The last token of a text is not read: together they may have one more than there are positions.
     """
     parts: list[Branches] = []
-    open_: dict[int, Branches] = {}
+    last: dict[int, tuple[Branches, int]] = {}  # of each length of context, and its tokens
     for j, text in enumerate(texts):
         room = config.n_positions + 1 - len(text)
         if room < 1:
@@ -154,10 +154,11 @@ def _fitted(i: int, context: Ids, texts: Sequence[Ids], config: Any, most: int) 
                 f"allowed: below model.vocab_size={config.vocab_size}"
             )
         kept = context[-room:]
-        part = open_.get(len(kept))
-        if part is None or part.n_read() + len(text) > most:
-            part = open_[len(kept)] = Branches(kept, [], [])
+        part, n = last.get(len(kept), (None, 0))
+        if part is None or len(kept) + n + len(text) > most:
+            part, n = Branches(kept, [], []), 0
             parts.append(part)
+        last[len(kept)] = part, n + len(text)
         part.texts.append(text)
         part.numbers.append((i, j))
     return parts

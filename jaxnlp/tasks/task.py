@@ -112,11 +112,11 @@ class Samples:
     texts: tuple[tuple[str, str], ...]
 
 
-def require(example: Mapping[str, Any], feature: str, field: str) -> Any:
-    """The example's feature, or an error that names the task's field."""
+def require(example: Mapping[str, Any], feature: str, field: str, *, none: bool = False) -> Any:
+    """The example's feature, or an error that names the task's field; with `none` it may be None."""
     if feature not in example:
         raise ValueError(f"task.{field}={feature!r} is no feature of the data; allowed: {', '.join(sorted(example))}")
-    if example[feature] is None and field != "label":  # which tasks name with what they allow
+    if example[feature] is None and not none:
         raise ValueError(f"task.{field}={feature!r} is None in the example {dict(example)!r}; allowed: a value")
     return example[feature]
 

@@ -61,11 +61,12 @@ class Pretrained:
 class Ramp:
     """A batch that grows to batch_size in even stages over the first steps (Brown et al., 2020, appendix B).
 
-    Each size is compiled by itself. No example is left out: a step goes on where the one before it ended.
+    Each size is compiled by itself. No example is left out: a step goes on where the one before it ended. Of a task
+    whose rows are of one length.
     """
 
     rows: int  # of the first step, and by how many a stage is larger than the one before it
-    until: float  # fraction of the steps after which the batch is whole
+    until: float  # fraction of the steps from which on the batch is whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,8 +147,13 @@ class Experiment:
         """Rows of the batch of a step, 0 … steps - 1."""
         if self.ramp is None:
             return self.batch_size
-        stages, steps = self.batch_size // self.ramp.rows, max(round(self.ramp.until * self.steps), 1)
-        return self.ramp.rows * min(1 + step * stages // steps, stages)
+        stages = self.batch_size // self.ramp.rows
+        return self.ramp.rows * min(1 + step * (stages - 1) // self.ramp_steps, stages)
+
+    @property
+    def ramp_steps(self) -> int:
+        """Steps before the batch is whole."""
+        return 0 if self.ramp is None else max(round(self.ramp.until * self.steps), 1)
 
 
 def only_evaluated(task: Any) -> bool:

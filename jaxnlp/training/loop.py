@@ -397,8 +397,7 @@ def _batches(
     ramp = None if seed is None else experiment.ramp
     if ramp is None:
         return task.batches(encoded, tokenizer, batch_size=experiment.batch_size, seed=seed)
-    steps = range(round(ramp.until * experiment.steps) + 1)
-    counts = tuple(experiment.rows_at(step) // ramp.rows for step in steps)
+    counts = tuple(experiment.rows_at(step) // ramp.rows for step in range(experiment.ramp_steps + 1))
     return Ramped(task.batches(encoded, tokenizer, batch_size=ramp.rows, seed=seed), counts)
 
 

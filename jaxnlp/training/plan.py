@@ -157,7 +157,11 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
         kernels = _attention(program, experiment, notes) * rows * length / where.size / where.chip.peak
         times["xla"] = program.cycles / where.chip.clock + kernels + exchanges - hidden
     tokens = rows * length
-    days = {name: t * experiment.steps / 86400 for name, t in times.items()}
+    whole = (
+        sum(experiment.rows_at(step) for step in range(experiment.ramp_steps)) / rows
+    )  # steps that a ramp's are worth
+    steps = experiment.steps - experiment.ramp_steps + whole
+    days = {name: t * steps / 86400 for name, t in times.items()}
     return Plan(
         topology=topology_name,
         mesh=",".join(f"{axis}={n}" for axis, n in sizes.items()),

@@ -29,7 +29,12 @@ CONFIGS = {
         BASE, n_encoder_layers=2, n_decoder_layers=3, norm_first=True, target_vocab_size=ORACLE["W"], epsilon=1e-6
     ),
 }
-FORMS = [("marian", True, "full"), ("torch", False, "dots"), ("torch", True, "none")]
+FORMS = [
+    pytest.param("marian", False, "none", marks=pytest.mark.slow),
+    ("marian", True, "full"),
+    ("torch", False, "dots"),
+    ("torch", True, "none"),
+]
 
 
 def batch(name):
@@ -192,7 +197,15 @@ def test_attention_weights_on_request(name, params):
     assert not weights[1, :, :, 5:].any() and weights[1, :, :, :5].all()
 
 
-@pytest.mark.parametrize(("field", "scan"), [("dropout", False), ("attention_dropout", True)])
+@pytest.mark.parametrize(
+    ("field", "scan"),
+    [
+        ("dropout", False),
+        ("attention_dropout", True),
+        pytest.param("dropout", True, marks=pytest.mark.slow),
+        pytest.param("attention_dropout", False, marks=pytest.mark.slow),
+    ],
+)
 def test_dropout_depends_on_the_key_alone(field, scan, golden):
     """The same with rematerialisation, another with another key, and none where it is 0 or evaluation."""
     params = tree(golden, "marian", "params")

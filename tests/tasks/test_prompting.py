@@ -271,6 +271,7 @@ def test_an_unknown_kind_is_refused(name, allowed):
         ({"prompt": "{sentence[text]}"}, REVIEWS[0], "task.prompt='.sentence.text..' of the example .*Good.*string"),
         ({"prompt": "{sentence:d}"}, REVIEWS[0], "'.sentence:d.' of the example .*: Unknown format code 'd'"),
         ({"choices": "o", "shots": 0}, {"sentence": "x", "o": "ab"}, "o='ab' in the data; allowed: a list of texts"),
+        ({"choices": "o", "shots": 0}, {"sentence": "x", "o": 5}, "o=5 in the data; allowed: a list of texts"),
         ({"choices": "o", "shots": 0}, {"sentence": "x", "o": [1]}, r"o=\[1\] in the data; allowed: a list of texts"),
         ({"shots": 5}, REVIEWS[0], "task.shots=5 from a pool of 4; allowed: at most 4"),
         ({"shots": 3}, REVIEWS[0], "only 2 have an answer and are not the question .*Good.*; allowed: at most 2"),
@@ -283,6 +284,12 @@ def test_an_example_that_does_not_fit_is_named(wild, changes, example, message):
     task = dataclasses.replace(REVIEW, **changes)
     with pytest.raises(ValueError, match=message):
         task.predict(*wild, [example])
+
+
+def test_a_label_that_is_none_is_named():
+    for task in (REVIEW, dataclasses.replace(REVIEW, label="label/text", choices=None)):
+        with pytest.raises(ValueError, match="task.label='label' is None in the example .*; allowed: a value"):
+            task.references({"sentence": "x", "label": None})
 
 
 @pytest.mark.parametrize("label", [2, -2, 0.5, "good"])

@@ -92,7 +92,8 @@ def test_intervals_are_whole_calls():
 def test_a_ramp_grows_in_even_stages():
     """Brown et al., 2020, appendix B: linearly from a small batch to the whole one."""
     ramped = changed(batch_size=12, ramp=Ramp(4, 0.3), steps=20)
-    assert [ramped.rows_at(step) for step in range(8)] == [4, 4, 8, 8, 12, 12, 12, 12]
+    assert [ramped.rows_at(step) for step in range(8)] == [4, 4, 4, 8, 8, 8, 12, 12]
+    assert [changed(ramp=Ramp(4, 0.2), steps=2).rows_at(step) for step in range(2)] == [4, 12]  # a short run's
     assert {changed(batch_size=12, steps=20).rows_at(step) for step in range(20)} == {12}
 
 

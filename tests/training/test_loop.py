@@ -153,6 +153,13 @@ def test_a_ramp_is_the_same_on_a_mesh_and_after_an_interruption(tmp_path, monkey
     assert_same_run(tmp_path / "mesh", tmp_path / "jit")
 
 
+def test_a_ramp_shorter_than_a_step_is_of_one(tmp_path):
+    short = dataclasses.replace(
+        PRETRAIN, batch_size=16, ramp=Ramp(8, 0.02), steps=3, evaluate_every=1.0, save_every=1.0
+    )
+    assert jaxnlp.train(short, tmp_path).step == 3
+
+
 def test_steps_in_one_call_equal_single_steps(pretrained, tmp_path, assert_same_run):
     jaxnlp.train(dataclasses.replace(PRETRAIN, steps_per_call=2), tmp_path)
     assert_same_run(tmp_path, pretrained[0], 1e-5)

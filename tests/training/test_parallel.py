@@ -180,7 +180,10 @@ def test_two_losses_agree_with_plain_jit(form, fields):
 
 @pytest.mark.parametrize(
     ("form", "fields"),
-    [pytest.param("pmap", {"accumulate": 2}, marks=pytest.mark.slow), (MESHES[-1], {})],
+    [
+        (MESHES[-1], {}),
+        *(pytest.param(*form, marks=pytest.mark.slow) for form in (("pmap", {"accumulate": 2}), (MESHES[1], {}))),
+    ],
 )
 def test_a_label_and_the_words_beside_it_agree_with_plain_jit(form, fields):
     """Each a mean over the whole batch, of rows in both orders and of ragged lengths, some of weight 0."""
