@@ -11,13 +11,11 @@ width the paper leaves open (models/gpt.py). All that is not said here is gpt2.p
 
 The paper's batch grows from 32,000 tokens, 16 rows, to its full size over the first 4 to 12 billion tokens, as the size
 of the model wants: so it does here with `--first-rows 16`, evenly in steps, over 4 billion tokens where the batch is of
-256 rows, 12 where it is of 1,536, in proportion between. A mesh cuts the first batch too, so on many chips `--first-
-rows` is as many as there are parts, such as 128; without it the batch is whole from the start. Each size is compiled by
-itself.
+256 rows, 12 where it is of 1,536, in proportion between. A mesh cuts the first batch too, so on many chips it has as
+many rows as there are parts, such as 128. Without the option all batches are whole. Each size is compiled by itself.
 """
 
 import dataclasses
-import functools
 import pathlib
 import runpy
 from typing import Literal
@@ -59,24 +57,19 @@ def experiment(
     base = GPT2["experiment"](dataset, text, train_split, validation_split, vocabulary)
     config = dataclasses.replace(gpt.VARIANTS[f"gpt3-{size}"], dropout=0.0, attention_dropout=0.0)
     lr, rows = TABLE[size]
-    if first_rows is not None and not 1 <= first_rows < rows:
-        raise ValueError(f"first_rows={first_rows}; allowed: 1 to {rows - 1}, as the whole batch is of {rows}")
-    stages = np.arange(first_rows or rows, rows, first_rows or rows)  # rows of each, before the batch is whole
-    grown = 0 if first_rows is None else np.interp(rows, [256, 1536], [4e9, 12e9])  # tokens until then
-    of_stage = grown / (LENGTH * max(stages.sum(), 1))  # steps
-    whole = of_stage * len(stages)
-    steps = whole + (TOKENS - grown) / (rows * LENGTH)
-    read = [0, *np.cumsum(of_stage * LENGTH * stages), TOKENS]
-    after = functools.partial(np.interp, xp=read, fp=[0, *of_stage * np.arange(1, len(stages) + 1), steps])
-    return dataclasses.replace(
+    grown = 0.0 if first_rows is None else np.interp(rows, [256, 1536], [4e9, 12e9])  # tokens until the batch is whole
+    whole = grown / (LENGTH * rows / 2)  # steps: till then a batch has half the rows, on average
+    steps = whole + (TOKENS - grown) / (LENGTH * rows)
+    made = dataclasses.replace(
         base,
         model=dataclasses.replace(config, dtype="bfloat16", scan=True, remat="full"),
         task=dataclasses.replace(base.task, length=LENGTH),
-        optim=dataclasses.replace(
-            base.optim, lr=lr, warmup=float(after(375e6) / steps), end_at=float(after(260e9) / steps)
-        ),
         steps=round(steps),
         batch_size=rows,
         ramp=None if first_rows is None else Ramp(first_rows, float(whole / steps)),
         accumulate=1,
     )
+    made.validate()
+    read = LENGTH * np.cumsum([made.rows_at(step) for step in range(made.steps)])
+    warmup, end_at = (np.searchsorted(read, [375e6, 260e9]) / made.steps).tolist()
+    return dataclasses.replace(made, optim=dataclasses.replace(base.optim, lr=lr, warmup=warmup, end_at=end_at))

@@ -182,7 +182,8 @@ assert not xla_bridge.backends_are_initialized()
 @pytest.mark.parametrize(
     "path", sorted((*FOLDER.glob("studies/*.py"), *FOLDER.glob("benchmarks/*.py"))), ids=lambda path: path.stem
 )
-def test_studies_and_benchmarks_load(path):
+def test_studies_and_benchmarks_load(path, monkeypatch):
+    monkeypatch.syspath_prepend(path.parent)  # as when it is run
     loaded = runpy.run_path(str(path))
     if path.stem != "peer":
         assert f"python experiments/{path.parent.name}/{path.name}" in loaded["__doc__"], (

@@ -8,11 +8,8 @@ account). `jax.nn` is jax.nn.dot_product_attention; the peer is PyTorch's scaled
 
 import argparse
 import os
-import pathlib
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from peer import Peer, in_turns, serve, timed
 
 STEPS = {"char GPT": (12, 4, 64, 32), "GPT-2 124M": (4, 12, 256, 64)}  # batch, heads, length, head width

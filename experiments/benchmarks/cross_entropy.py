@@ -9,13 +9,11 @@ beside arguments and results (XLA's own account), and the peak of a process that
 
 import argparse
 import os
-import pathlib
 import resource
 import subprocess
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from peer import Peer, in_turns, serve, timed
 
 SIZES = {  # batch, length, width, rows of the table, words; rounds

@@ -13,12 +13,9 @@ the word table and one vector, the multiplying rate that of a product of two squ
 
 import argparse
 import os
-import pathlib
 import statistics
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from peer import Peer, serve
 
 PROMPT, NEW, VOCABULARY = 128, 128, 50257

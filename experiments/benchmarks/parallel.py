@@ -6,11 +6,8 @@ The character model's step (12 x 64 tokens), float32, AdamW, one step a call. Th
 """
 
 import argparse
-import pathlib
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from peer import in_turns
 
 

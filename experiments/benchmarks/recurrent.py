@@ -12,11 +12,8 @@ arguments.
 
 import argparse
 import os
-import pathlib
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from peer import Peer, in_turns, serve, timed
 
 SIZES = ((64, 64, 512), (32, 256, 256), (1, 512, 256))  # batch, time, width

@@ -9,12 +9,9 @@ compiled, and the better of the two counts. The rate of matrix products is measu
 
 import argparse
 import os
-import pathlib
 import statistics
-import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from peer import Peer, serve
 
 SIZES = {  # batch, length, layers, width, heads, vocabulary; steps a round

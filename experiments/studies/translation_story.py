@@ -14,16 +14,13 @@ import dataclasses
 import json
 import pathlib
 import runpy
-import sys
 
 import jax
+from bleu import tokenised
 
 import jaxnlp
 from jaxnlp.data.sources import TFDS, open_source
 from jaxnlp.tasks.translation import scores
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from bleu import tokenised
 
 EXPERIMENT = pathlib.Path(__file__).parents[1] / "translation_story.py"
 COLOURS = {

@@ -4,7 +4,8 @@
 
 Every leaf but the index has the rows first. Where segments have n times as many rows as keys and values, each n side by
 side are branches of one text: they write to slots of their own, and see those whose segment is not 0 in their row. So a
-branch is copied by its row of segments alone. Branches that are read once and at once go side by side in a row.
+branch is copied by its row of segments alone. So they go on a token at a time; branches that are known whole are read
+at once, side by side in a row.
 
 Letters: B batch, T new tokens, S slots, L layers, H heads, K head width.
 """
@@ -63,6 +64,8 @@ def reading(
     slots, index = cache["segment_ids"].shape[1], cache["index"]
     n_branches = len(input_ids) // len(jax.tree.leaves(cache["layers"])[0])
     T = input_ids.shape[1]
+    if n_branches > 1 and T > 1:
+        raise ValueError(f"{T} tokens for each of {n_branches} branches; allowed: one, or segment_ids in a row of all")
     more = n_branches * T
     if more + (0 if isinstance(index, jax.core.Tracer) else int(index)) > slots:  # else overwritten
         raise ValueError(f"{more} tokens more for a cache with {slots} slots, of which {index} are written")
@@ -78,15 +81,13 @@ def reading(
     new = jnp.ones_like(input_ids) if attention_mask is None else attention_mask.astype(jnp.int32)
     before = cache["segment_ids"].sum(1, keepdims=True)
     position_ids = jnp.maximum(before + jnp.cumsum(new, 1) - 1, 0)
-    if n_branches > 1:
+    if n_branches > 1:  # each writes to the slot of its number
         own = jnp.arange(len(input_ids))[:, None] % n_branches == jnp.arange(n_branches)[None]
-        new = jnp.where(own[:, :, None], new[:, None], 0).reshape(len(input_ids), more)
+        new *= own.astype(jnp.int32)
     segment_ids = jax.lax.dynamic_update_slice_in_dim(cache["segment_ids"], new, index, axis=1)
     cache = {**cache, "segment_ids": segment_ids, "index": index + new.shape[1]}
     if n_branches > 1:
-        seen = jnp.repeat((segment_ids != 0).reshape(-1, n_branches, slots), T, axis=1)
-        seen &= jnp.arange(slots)[None, None] <= index + jnp.arange(more)[None, :, None]
-        return cache, Mask(seen=seen, offset=index), position_ids
+        return cache, Mask(seen=(segment_ids != 0).reshape(-1, n_branches, slots), offset=index), position_ids
     return cache, Mask(causal=True, segment_ids=segment_ids, offset=index, prefix=prefix_lengths), position_ids
 
 

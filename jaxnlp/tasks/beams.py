@@ -23,13 +23,6 @@ def own(cache: Any) -> Any:
     return {**cache, "layers": cache["layers"].tree} if "layers" in cache else cache
 
 
-def branched(cache: Any, n: int, n_tokens: int) -> Any:
-    """The cache of B texts as that of n branches of each, with slots for n_tokens more in every branch."""
-    if "layers" in cache:
-        cache = widened(cache, cache["segment_ids"].shape[1] + n * n_tokens)
-    return own(decoding.repeat(shared(cache), n))
-
-
 def search(
     apply: Callable[..., Mapping[str, Any]],
     cache: Any,

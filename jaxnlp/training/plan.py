@@ -157,10 +157,7 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
         kernels = _attention(program, experiment, notes) * rows * length / where.size / where.chip.peak
         times["xla"] = program.cycles / where.chip.clock + kernels + exchanges - hidden
     tokens = rows * length
-    whole = (
-        sum(experiment.rows_at(step) for step in range(experiment.ramp_steps)) / rows
-    )  # steps that a ramp's are worth
-    steps = experiment.steps - experiment.ramp_steps + whole
+    steps = sum(map(experiment.rows_at, range(experiment.steps))) / rows  # of whole batches
     days = {name: t * steps / 86400 for name, t in times.items()}
     return Plan(
         topology=topology_name,
