@@ -2,8 +2,9 @@
 
     python experiments/studies/weak_scaling.py [--size 6.7b] [--rows 4] [--fsdp 32] [--out FILE.png]
 
-Plans GPT-3 (Brown et al., 2020) on v5p with so many rows a chip, fsdp over up to so many chips and data over the rest,
-remat dots; needs libtpu (`pip install 'jaxnlp[tpu]'`). Efficiency: seconds a step on the fewest chips over those here.
+Plans GPT-3 (Brown et al., 2020) with dense attention on v5p with so many rows a chip, fsdp over up to so many chips and
+data over the rest, remat dots; needs libtpu (`pip install 'jaxnlp[tpu]'`). Efficiency: seconds a step on the fewest
+chips over those here.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main():
     for chips, topology in TOPOLOGIES.items():
         fsdp = min(chips, args.fsdp)
         asked = ["gpt3", "--size", args.size, "--batch-size", str(args.rows * chips), "--model.remat", "dots"]
+        asked += ["--model.windows", "None"]
         [plan], _ = cli.planned([*asked, "--topology", topology, "--mesh", f"data={chips // fsdp},fsdp={fsdp}"])
         plans[chips], seconds, first = plan, plan.step_seconds, next(iter(plans.values()), plan).step_seconds
         print(
