@@ -1,12 +1,12 @@
 """What pretraining and the auxiliary loss are worth: table 5 of Radford et al., 2018, small, on four tasks.
 
     python experiments/studies/gpt1_table5.py --data-dir DIR [--workdir runs/gpt1_table5] [--pretrained DIR]
-        [--names sick_entailment,comve] [--steps N]
+        [--dataset NAME --split SPLIT] [--names sick_entailment,comve] [--steps N]
 
-Trains gpt1_pretrain, where no checkpoint is given, and gpt1_finetune from it and from scratch, with the language
-model's loss beside the task's and without, each fine-tuning N steps at most; or goes on where it was stopped. Prints
-accuracy, and of relatedness Pearson's correlation, in percent: of the test parts, and of SST-2's validation part, as
-its test part has no labels.
+Trains gpt1_pretrain (with the set NAME beside Python's documentation, where given), if there is no checkpoint, and
+gpt1_finetune from it and from scratch, with the language model's loss beside the task's and without, each fine-tuning N
+steps at most; or goes on where it was stopped. Prints accuracy, and of relatedness Pearson's correlation, in percent:
+of the test parts, and of SST-2's validation part, as its test part has no labels.
 """
 
 import argparse
@@ -49,6 +49,8 @@ def main():
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/gpt1_table5"))
     parser.add_argument("--pretrained")
+    parser.add_argument("--dataset")
+    parser.add_argument("--split", default="train")
     parser.add_argument("--names", default=",".join(TASKS))
     parser.add_argument("--steps", type=int)
     args = parser.parse_args()
@@ -56,7 +58,7 @@ def main():
     base = args.pretrained
     if base is None:
         base = str(args.workdir / "pretrain")
-        jaxnlp.train(made("gpt1_pretrain", None), base, data_dir=args.data_dir)
+        jaxnlp.train(made("gpt1_pretrain", None, dataset=args.dataset, split=args.split), base, data_dir=args.data_dir)
     lines = [f"{'':22}{'average':>9}" + "".join(f"{name:>18}" for name in names)]
     for row, options in ROWS.items():
         found = []

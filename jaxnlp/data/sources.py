@@ -55,14 +55,28 @@ class TFDS:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Several sets as one: the first one's examples, then the next one's."""
+
+    parts: tuple[TFDS, ...]
+
+    def __post_init__(self):
+        if not self.parts:
+            raise ValueError("Joined: found no parts; allowed: one or more")
+
+
 def open_source(source: Any, data_dir: str | None = None) -> Examples:
     """Examples by number. Any object with `__len__` and `__getitem__` is returned as it is.
 
     ValueError for what cannot be found or read; StorageError for a set in the store with a file missing or cut off.
     """
+    if isinstance(source, Joined):
+        return _Chain(tuple(open_source(part, data_dir) for part in source.parts))
     if not isinstance(source, TFDS):
         if not isinstance(source, Examples):
-            raise TypeError(f"source: found {type(source).__name__}; allowed: TFDS(...), or __len__ and __getitem__")
+            found = type(source).__name__
+            raise TypeError(f"source: found {found}; allowed: TFDS(...), Joined(...), or __len__ and __getitem__")
         if len(source) == 0:
             raise ValueError("source: found no examples; allowed: one or more")
         return source
@@ -110,7 +124,7 @@ def _check_shards(instructions: list[Any]) -> None:
             raise StorageError("the data set is not whole; copy it again:\n  " + "\n  ".join(problems))
 
 
-def fingerprint(source: TFDS | Examples, data_dir: str | None = None) -> str:
+def fingerprint(source: TFDS | Joined | Examples, data_dir: str | None = None) -> str:
     """A hash that changes when the examples do.
 
     Of a TFDS set it is that of the split's name and the set's own description on disk: version, features, shard sizes,
@@ -118,7 +132,10 @@ def fingerprint(source: TFDS | Examples, data_dir: str | None = None) -> str:
     is that of every example.
     """
     digest = hashlib.sha256()
-    if isinstance(source, TFDS):
+    if isinstance(source, Joined):
+        for part in source.parts:
+            digest.update(fingerprint(part, data_dir).encode())
+    elif isinstance(source, TFDS):
         with explained(source.data_dir or data_dir or ""):
             path = _builder(source, data_dir).data_path
             for part in (
@@ -134,8 +151,14 @@ def fingerprint(source: TFDS | Examples, data_dir: str | None = None) -> str:
     return digest.hexdigest()
 
 
-def class_names(source: TFDS | Examples, feature: str, data_dir: str | None = None) -> tuple[str, ...] | None:
+def class_names(source: TFDS | Joined | Examples, feature: str, data_dir: str | None = None) -> tuple[str, ...] | None:
     """The names of a feature's classes; None where the source names none."""
+    if isinstance(source, Joined):
+        names = [class_names(part, feature, data_dir) for part in source.parts]
+        if len({*names}) > 1:
+            found = "; ".join(f"{part.name}: {of_part}" for part, of_part in zip(source.parts, names, strict=True))
+            raise ValueError(f"feature {feature!r} has other classes in each part ({found}); allowed: the same in all")
+        return names[0]
     if not isinstance(source, TFDS):
         return None
     features = _builder(source, data_dir).info.features
@@ -157,6 +180,24 @@ class _Examples:
 
     def __getitem__(self, i: int) -> dict:
         return _plain(self.records[range(len(self))[i]])  # IndexError past the end, so that a for loop ends
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chain:
+    """Examples of several sources, one after the other."""
+
+    parts: tuple[Examples, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, i: int) -> Mapping[str, Any]:
+        i = range(len(self))[i]
+        for part in self.parts:
+            if i < len(part):
+                break
+            i -= len(part)
+        return part[i]
 
 
 def _plain(value: Any) -> Any:

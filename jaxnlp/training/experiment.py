@@ -27,7 +27,7 @@ MAY_CHANGE = r"(.*\.)?data_dir|(log|evaluate|save)_every|keep_(latest|best)|moni
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """The sources: jaxnlp.data.sources.TFDS, or anything with __len__ and __getitem__ that gives dicts.
+    """The sources: TFDS or Joined of jaxnlp.data.sources, or anything with __len__ and __getitem__ that gives dicts.
 
     Of a source that is no dataclass of ours, a run keeps the name alone.
     """
@@ -194,6 +194,9 @@ def _changes(a: Any, b: Any, path: str) -> list[tuple[str, Any, Any]]:
     """Paths of two JSON values that differ, with both; of two dataclasses of different types only the types."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys() and a.get("type") == b.get("type"):
         return [change for key in a for change in _changes(a[key], b[key], f"{path}.{key}" if path else key)]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [change for i, (one, other) in pairs for change in _changes(one, other, f"{path}.{i}")]
     kinds = [value.get("type") if isinstance(value, dict) else None for value in (a, b)]
     if kinds[0] != kinds[1]:
         a, b = (kind or value for kind, value in zip(kinds, (a, b)))

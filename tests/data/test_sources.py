@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from jaxnlp.data import corpora
 from jaxnlp.data.corpora import text_files
-from jaxnlp.data.sources import TFDS, class_names, fingerprint, open_source
+from jaxnlp.data.sources import TFDS, Joined, class_names, fingerprint, open_source
 
 F = tfds.features
 EXAMPLES = [
@@ -110,6 +110,18 @@ def test_any_object_is_a_source():
     assert open_source(squares) is squares
 
 
+def test_joined(data_dir):
+    small, test = TFDS("nested/small", "train[8:]"), TFDS("nested/small", "test")
+    joined = open_source(Joined((small, test)), data_dir)
+    assert [e["n"] for e in joined] == [8, 9, 0, 1, 2]
+    assert (len(joined), joined[-1]["n"]) == (5, 2)
+    with pytest.raises(IndexError):
+        joined[5]
+    assert class_names(Joined((small, test)), "tags", data_dir) == ("O", "B")
+    with pytest.raises(ValueError, match="Joined: found no parts; allowed: one or more"):
+        Joined(())
+
+
 class TestFingerprint:
     def test_of_examples(self):
         one = [{"text": "a", "x": np.arange(3)}, {"text": "b", "x": np.arange(2)}]
@@ -118,6 +130,11 @@ class TestFingerprint:
         assert fingerprint(one) == fingerprint(same) != fingerprint(other)
         assert fingerprint(one) != fingerprint(one[:1])
         assert fingerprint(Squares()) == fingerprint([{"n": 0}, {"n": 1}, {"n": 4}])
+
+    def test_of_joined_sets(self, data_dir):
+        one, other = TFDS("nested/small", "train"), TFDS("nested/small", "test")
+        found = {fingerprint(Joined(parts), data_dir) for parts in ((one,), (one, other), (other, one), (one, one))}
+        assert len(found) == 4
 
     def test_of_a_set(self, data_dir, tmp_path):
         nested = TFDS("nested/small", "train")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxnlp.data.sources import TFDS
+from jaxnlp.data.sources import TFDS, Joined
 from jaxnlp.models import gpt
 from jaxnlp.training.experiment import (
     Data,
@@ -226,5 +226,9 @@ def test_what_they_depend_on_may_not(fields):
 
 
 def test_the_folder_of_the_data_may_change():
-    here, there = (changed(data=Data(train=TFDS("python_docs", data_dir=path))) for path in ("/a", "/b"))
-    check_same_run(here, there)
+    sets = [TFDS("python_docs", data_dir=path) for path in ("/a", "/b")]
+    for here, there in (sets, [Joined((one, one)) for one in sets]):
+        check_same_run(changed(data=Data(train=here)), changed(data=Data(train=there)))
+    with pytest.raises(ValueError, match="may not change on resume:\n  data.train.parts.1.name"):
+        joined = (Joined((sets[0], TFDS(name))) for name in ("a", "b"))
+        check_same_run(*(changed(data=Data(train=one)) for one in joined))
