@@ -13,6 +13,8 @@ import importlib
 import os
 import sys
 
+import jax
+
 _PUBLIC = dict.fromkeys(("Run", "load", "train", "evaluate", "export"), "run")
 
 __all__ = sorted(_PUBLIC)
@@ -36,10 +38,7 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in ((-1, -1), (-2, 64 << 20), (-4, 0)):  # M_TRIM_THRESHOLD: never, M_TOP_PAD, M_MMAP_MAX
             mallopt(option, value)
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_cpu_enable_async_dispatch", False)
-    else:
-        os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # which no variable of the environment says
 
 
 _keep_freed_memory()

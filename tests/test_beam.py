@@ -225,7 +225,7 @@ def test_a_processor_sees_the_beams_own_words():
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_beam_search_of_hugging_face(shared, monkeypatch):
     """Through a key-value cache with a scalar index: one for each beam, or one for all of a text, widened twice."""
-    monkeypatch.setattr(decoding, "ROOM", 3)
+    monkeypatch.setattr("jaxnlp.decoding.beams.ROOM", 3)
     golden = dict(np.load(GOLDEN / "beam.npz"))
     oracle = runpy.run_path(str(GOLDEN / "gpt2.py"))
     arrays = {k.removeprefix("params/"): v for k, v in golden.items() if k.startswith("params/")}

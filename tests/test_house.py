@@ -21,6 +21,16 @@ def test_imports_go_to_lower_floors_only():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize("imports", ["jaxnlp, jax", "jax, jaxnlp"])
+def test_programs_run_in_the_thread_that_keeps_its_memory(imports):
+    """Else each step of a model faults its temporaries in again."""
+    code = f"import {imports}; print(jax.config.values['jax_cpu_enable_async_dispatch'])"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=clean)
+    assert done.stdout.split() == ["False"], done.stderr
+
+
 def test_layers_know_arrays_alone():
     allowed = {"jax", "flax", "jaxtyping", "numpy", "jaxnlp", *sys.stdlib_module_names}
     for path in (ROOT / "jaxnlp" / "nn").glob("*.py"):

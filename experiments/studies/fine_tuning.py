@@ -64,8 +64,9 @@ class Ours:
         self.state = pretrained.given(experiment.init, state, pretrained.read(experiment.init))
         self.update = parallel.Jit().update(self.trainer.train_steps)
         first = {self.batches[f"{i}/input_ids"].shape: i for i in reversed(range(experiment.steps))}
-        for i in first.values():  # each width is compiled before it counts
-            self.update(jax.tree.map(jax.numpy.copy, self.state), self._batch(i))
+        for i in first.values():  # each width is compiled before it counts, for what a step returns too
+            state, _ = self.update(jax.tree.map(jax.numpy.copy, self.state), self._batch(i))
+            self.update(state, self._batch(i))
 
     def _batch(self, i: int):
         return {name: x[None] for name, x in batch(self.batches, i).items()}

@@ -22,21 +22,23 @@ import functools
 import inspect
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
+from jaxnlp import decoding
 from jaxnlp.data import batches
 from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.decoding import Beams
+from jaxnlp.decoding import Beams, Search, Shared
 from jaxnlp.losses import blocked_cross_entropy
-from jaxnlp.tasks.beams import search
+from jaxnlp.nn.cache import widened
+from jaxnlp.tasks import beams
 from jaxnlp.tasks.inputs import parts
 from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Samples, Sums, Table, require, sown
 
@@ -233,45 +235,54 @@ class Translation:
             message = f"{cut} of {len(sources)} sources are longer than {room - len(end)} tokens and cut"
             print(f"{self.answer}: {message}", file=sys.stderr)
         ids = [[*x[: room - len(end)], *end] if x else [] for x in sources]
-        width = functools.partial(batches.width, max_length=room)
-        order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
-        groups = []
-        for _, bucket in itertools.groupby(order, key=lambda i: width(len(ids[i]))):
-            numbers = list(bucket)
-            groups += [numbers[start : start + rows] for start in range(0, len(numbers), rows)]
         empty = {self.answer: "", "score": 0.0}
         results = [{**empty, "n_best": [empty]} if n_best > 1 else dict(empty) for _ in ids]
-        end_id = tokenizer.target.eos_id
-        for part in groups:
-            inputs = batches.pad(
-                [ids[i] for i in part] + [ids[part[-1]]] * (batches.height(len(part), len(order), rows) - len(part)),
-                pad_id=tokenizer.pad_id,
-                max_length=room,
-            )
-            found = _search(
-                model,
-                params,
-                **inputs,
-                bos_id=first,
-                end_id=end_id,
-                pad_id=tokenizer.target.pad_id,
-                length_penalty=self.length_penalty,
-                n_beams=self.n_beams,
-                n_best=n_best,
-                max_new_tokens=self.max_new_tokens or min(2 * inputs["input_ids"].shape[1], longest),
-                form=self.form,
-            )
-            tokens, scored, lengths = (np.asarray(x) for x in (found.tokens, found.scores, found.lengths))
-            for row, i in enumerate(part):
-                best = []
-                for text, score, length in zip(tokens[row], scored[row], lengths[row], strict=True):
-                    if length:  # else there are fewer texts than n_best
-                        text = tokenizer.target.decode(t for t in text[:length] if t != end_id)
-                        best.append({self.answer: text, "score": float(score)})
-                if not best:
-                    raise ValueError(f"no {self.answer} of {texts[i]!r} has a finite score: the model's logits are NaN")
-                results[i] = {**best[0], "n_best": best} if n_best > 1 else best[0]
+        options = {"first": first, "room": room, "longest": longest, "n_best": n_best, "rows": rows}
+        for i, found in self._search(model, params, tokenizer, ids, **options):
+            best = []
+            for tokens, score, length in zip(found.tokens, found.scores, found.lengths, strict=True):
+                if length:  # else there are fewer texts than n_best
+                    text = tokenizer.target.decode(t for t in tokens[:length] if t != tokenizer.target.eos_id)
+                    best.append({self.answer: text, "score": float(score)})
+            if not best:
+                raise ValueError(f"no {self.answer} of {texts[i]!r} has a finite score: the model's logits are NaN")
+            results[i] = {**best[0], "n_best": best} if n_best > 1 else best[0]
         return results
+
+    def _search(
+        self,
+        model: nn.Module,
+        params: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        ids: Sequence[Sequence[int]],
+        *,
+        first: int,
+        room: int,
+        longest: int,
+        n_best: int,
+        rows: int,
+    ) -> Iterator[tuple[int, Beams]]:
+        """(number, the best texts) of each source that has tokens."""
+        width = functools.partial(batches.width, max_length=room)
+        order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
+        end = {"end_id": tokenizer.target.eos_id, "pad_id": tokenizer.target.pad_id}
+        go_on = functools.partial(_go_on, model, params, length_penalty=self.length_penalty, **end)
+        for S, bucket in itertools.groupby(order, key=lambda i: width(len(ids[i]))):
+            numbers = list(bucket)
+            height = batches.height(min(len(numbers), rows), len(order), rows)
+            most = self.max_new_tokens or min(2 * S, longest)
+            sizes = {"n_beams": self.n_beams, "max_new_tokens": most}
+            start = functools.partial(_start, model, params, form=self.form, bos_id=first, n_best=n_best, **sizes)
+
+            def begun(numbers=numbers, height=height, start=start):
+                for at in range(0, len(numbers), height):
+                    part = numbers[at : at + height]
+                    filled = [ids[i] for i in part] + [ids[part[-1]]] * (height - len(part))
+                    inputs = batches.pad(filled, pad_id=tokenizer.pad_id, max_length=room)
+                    yield part, start(**inputs, pad_id=end["pad_id"])
+
+            slots = 0 if self.form == "encoder-decoder" else S
+            yield from beams.in_company(begun(), go_on, rows=height, slots=slots, **sizes)
 
     def show(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
@@ -346,7 +357,7 @@ def _own_tokens(apply: Apply, batch: Batch) -> Int[Array, "B T"]:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "form", "n_beams", "n_best", "max_new_tokens"))
-def _search(
+def _start(
     model: nn.Module,
     params: Mapping[str, Any],
     input_ids: Int[Array, "B S"],
@@ -354,31 +365,44 @@ def _search(
     *,
     form: str,
     bos_id: Any,
-    end_id: Any,
-    pad_id: Any,
     n_beams: int,
     max_new_tokens: int,
     **options: Any,
-) -> Beams:
+) -> Search:
+    """A search about to begin, the source read."""
     apply = functools.partial(model.apply, {"params": params})
     B, S = input_ids.shape
+    slots = n_beams * beams.room(1, max_new_tokens)
     if form == "encoder-decoder":
-        memory, cache = apply(input_ids, attention_mask, method="encode", length=1)  # widened below
-        decode = functools.partial(apply, method="decode", memory=memory)
+        memory, cache = apply(input_ids, attention_mask, method="encode", length=slots)
+        state = {"memory": Shared(memory)}
     else:
         right = jnp.arange(S)[None] + attention_mask.sum(1, keepdims=True)  # all sources end in the last slot
         ids, mask = (jnp.take_along_axis(x, right % S, axis=1) for x in (input_ids, attention_mask))
         prefix = {"prefix_lengths": jnp.full(B, S)} if form == "prefix" else {}
         cache = apply(ids, mask, cache=model.init_cache(B, S), logits=False, **prefix)["cache"]
-        decode = apply
-
-    def words(logits):
-        return jnp.where(jnp.arange(logits.shape[1])[None] == never, -jnp.inf, logits)
-
-    never = jnp.where(pad_id == end_id, -1, pad_id)  # padding of its own is no word
+        cache, state = widened(cache, S + slots) if "layers" in cache else cache, {}
+    state["cache"] = beams.shared(cache)
     first = jnp.full(B, bos_id, jnp.int32)
-    options |= {"end_id": end_id, "pad_id": pad_id, "n_beams": n_beams, "max_new_tokens": max_new_tokens}
-    return search(decode, cache, first, slots=0 if form == "encoder-decoder" else S, mask=words, **options)
+    return decoding.start_search(state, first, n_beams=n_beams, max_new_tokens=max_new_tokens, **options)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="search")
+def _go_on(
+    model: nn.Module, params: Mapping[str, Any], search: Search, n_new: Any, *, end_id: Any, pad_id: Any, **options: Any
+) -> tuple[Search, Beams, Bool[Array, " B"]]:
+    """The search with n_new tokens, its texts, and which rows are unfinished."""
+    never = jnp.where(pad_id == end_id, -1, pad_id)  # padding of its own is no word
+
+    def step(tokens, state):
+        memory = {"memory": state["memory"].tree, "method": "decode"} if "memory" in state else {}
+        out = model.apply({"params": params}, tokens[:, None], cache=beams.own(state["cache"]), **memory)
+        logits = out["logits"][:, 0]
+        logits = jnp.where(jnp.arange(logits.shape[1])[None] == never, -jnp.inf, logits)
+        return logits, {**state, "cache": beams.shared(out["cache"])}
+
+    search = decoding.extend_search(step, search, n_new, end_id=end_id, **options)
+    return search, decoding.best(search, **options), decoding.unfinished(search, **options)
 
 
 @functools.partial(jax.jit, static_argnums=0)
