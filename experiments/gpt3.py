@@ -57,6 +57,8 @@ def experiment(
     base = GPT2["experiment"](dataset, text, train_split, validation_split, vocabulary)
     config = dataclasses.replace(gpt.VARIANTS[f"gpt3-{size}"], dropout=0.0, attention_dropout=0.0)
     lr, rows = TABLE[size]
+    if first_rows is not None and not 1 <= first_rows < rows:
+        raise ValueError(f"first_rows={first_rows}; allowed: 1 to {rows - 1}, as the whole batch is of {rows}")
     grown = 0.0 if first_rows is None else np.interp(rows, [256, 1536], [4e9, 12e9])  # tokens until the batch is whole
     whole = grown / (LENGTH * rows / 2)  # steps: till then a batch has half the rows, on average
     steps = whole + (TOKENS - grown) / (LENGTH * rows)
@@ -70,6 +72,7 @@ def experiment(
         accumulate=1,
     )
     made.validate()
-    read = LENGTH * np.cumsum([made.rows_at(step) for step in range(made.steps)])
+    grows = [made.rows_at(step) for step in range(made.ramp_steps)]
+    read = LENGTH * np.cumsum(grows + [rows] * (made.steps - made.ramp_steps))
     warmup, end_at = (np.searchsorted(read, [375e6, 260e9]) / made.steps).tolist()
     return dataclasses.replace(made, optim=dataclasses.replace(base.optim, lr=lr, warmup=warmup, end_at=end_at))

@@ -54,6 +54,8 @@ def main():
     parser.add_argument("--names", default=",".join(TASKS))
     parser.add_argument("--steps", type=int)
     args = parser.parse_args()
+    if args.pretrained and args.dataset:
+        parser.error("--dataset is for a new pretraining; allowed: without --pretrained")
     names = args.names.split(",")
     base = args.pretrained
     if base is None:

@@ -103,7 +103,7 @@ def _joined(arrays: list[np.ndarray]) -> np.ndarray:
 
 
 def build(
-    source: sources.TFDS | sources.Joined | sources.Examples,
+    source: sources.Source,
     encode: Encode,
     *,
     key: Mapping[str, object],

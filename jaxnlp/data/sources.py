@@ -1,4 +1,4 @@
-"""Where text comes from: a set of TensorFlow Datasets (TFDS), or any object with `__len__` and `__getitem__`.
+"""Where text comes from: sets of TensorFlow Datasets (TFDS), or any object with `__len__` and `__getitem__`.
 
 A source gives examples by number, each a dict of plain values, text as `str`:
 
@@ -66,8 +66,11 @@ class Joined:
             raise ValueError("Joined: found no parts; allowed: one or more")
 
 
+Source = TFDS | Joined | Examples
+
+
 def open_source(source: Any, data_dir: str | None = None) -> Examples:
-    """Examples by number. Any object with `__len__` and `__getitem__` is returned as it is.
+    """Examples by number. Any other object with `__len__` and `__getitem__` is returned as it is.
 
     ValueError for what cannot be found or read; StorageError for a set in the store with a file missing or cut off.
     """
@@ -124,12 +127,12 @@ def _check_shards(instructions: list[Any]) -> None:
             raise StorageError("the data set is not whole; copy it again:\n  " + "\n  ".join(problems))
 
 
-def fingerprint(source: TFDS | Joined | Examples, data_dir: str | None = None) -> str:
+def fingerprint(source: Source, data_dir: str | None = None) -> str:
     """A hash that changes when the examples do.
 
     Of a TFDS set it is that of the split's name and the set's own description on disk: version, features, shard sizes,
-    and a hash by which `text_files` tells its texts and `python_docs` its rules and its Python. Of any other object it
-    is that of every example.
+    and a hash by which `text_files` tells its texts and `python_docs` its rules and its Python. Of joined sets it is
+    that of their hashes, of any other object that of every example.
     """
     digest = hashlib.sha256()
     if isinstance(source, Joined):
@@ -151,13 +154,15 @@ def fingerprint(source: TFDS | Joined | Examples, data_dir: str | None = None) -
     return digest.hexdigest()
 
 
-def class_names(source: TFDS | Joined | Examples, feature: str, data_dir: str | None = None) -> tuple[str, ...] | None:
-    """The names of a feature's classes; None where the source names none."""
+def class_names(source: Source, feature: str, data_dir: str | None = None) -> tuple[str, ...] | None:
+    """The names of a feature's classes; None where the source names none. ValueError where joined sets differ."""
     if isinstance(source, Joined):
         names = [class_names(part, feature, data_dir) for part in source.parts]
         if len({*names}) > 1:
             found = "; ".join(f"{part.name}: {of_part}" for part, of_part in zip(source.parts, names, strict=True))
-            raise ValueError(f"feature {feature!r} has other classes in each part ({found}); allowed: the same in all")
+            raise ValueError(
+                f"the parts differ in the classes of feature {feature!r}: {found}; allowed: the same in all"
+            )
         return names[0]
     if not isinstance(source, TFDS):
         return None

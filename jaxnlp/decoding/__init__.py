@@ -26,12 +26,12 @@ from jaxnlp.decoding.beams import (
     Search,
     Shared,
     beam_search,
-    best,
+    best_beams,
     extend_search,
     regroup,
     repeat,
     start_search,
-    unfinished,
+    unfinished_rows,
 )
 from jaxnlp.decoding.loop import Choose, Decoding, Step, decode, greedy, sample, start
 from jaxnlp.decoding.processors import (
@@ -59,7 +59,7 @@ __all__ = [
     "Step",
     "banned",
     "beam_search",
-    "best",
+    "best_beams",
     "chain",
     "decode",
     "extend_search",
@@ -74,5 +74,5 @@ __all__ = [
     "temperature",
     "top_k",
     "top_p",
-    "unfinished",
+    "unfinished_rows",
 ]

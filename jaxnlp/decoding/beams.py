@@ -1,6 +1,7 @@
 """Beam search: as a whole, or in pieces, between which the rows of several searches can be put together anew.
 
-Letters: B batch, P prompt, N new tokens, V vocabulary, n beams of a text, or the best of them.
+Letters: B batch, P prompt, N new tokens, V vocabulary, n beams of a text, or the best of them; R = B n rows, those of a
+text side by side; m texts or b batch rows that are picked out.
 """
 
 import functools
@@ -31,9 +32,9 @@ class Beams:
 
 @flax.struct.dataclass
 class Search:
-    """How far a search has come: the carry of its loop. R = B n rows, those of a text side by side."""
+    """How far a search has come: the carry of its loop."""
 
-    state: Any  # what `step` carries, R rows
+    state: Any  # what `step` carries: R rows, or B of what is Shared
     last: Int[Array, "B n"]  # the last tokens, not yet put through `step`
     n_new: Int[Array, ""]  # the length of the live beams
     live: Beams  # scores without length penalty
@@ -43,7 +44,7 @@ class Search:
 
 @flax.struct.dataclass
 class Shared:
-    """What the beams of a text have in common: as large as without beams, and `beam_search` reorders nothing of it."""
+    """What the beams of a text have in common: a row for each text, which no turn of a search reorders."""
 
     tree: Any
 
@@ -108,7 +109,7 @@ def extend_search(
     length_penalty: Float[Array, ""] | float = 0.0,
     process: Processor | None = None,
 ) -> Search:
-    """Goes on to texts of `n_stop` tokens, traced; less far where no row is `unfinished`. Inside a jit.
+    """Goes on to beams of `n_stop` tokens, which are traced, or until no row is unfinished; to be called inside a jit.
 
     A text ends where `end_id` is among the n_beams best candidates of its row; those are taken from 2 n_beams, so
     that n_beams go on whatever ends. Logits that are NaN or +inf count as -inf: such a token is never taken.
@@ -141,10 +142,10 @@ def extend_search(
             ended=_join(s.ended, ended),
         )
 
-    return lax.while_loop(lambda s: (s.n_new < n_stop) & unfinished(s, length_penalty).any(), advance, search)
+    return lax.while_loop(lambda s: (s.n_new < n_stop) & unfinished_rows(s, length_penalty).any(), advance, search)
 
 
-def unfinished(search: Search, length_penalty: Float[Array, ""] | float = 0.0) -> Bool[Array, "B"]:
+def unfinished_rows(search: Search, length_penalty: Float[Array, ""] | float = 0.0) -> Bool[Array, "B"]:
     """The rows in which a live beam can still come among the best, at whatever length: nothing is lost by a stop."""
     most = search.live.tokens.shape[2]
     # A sum only falls, and the penalty has its maximum at one of the ends, for alpha above 0 and below.
@@ -152,7 +153,7 @@ def unfinished(search: Search, length_penalty: Float[Array, ""] | float = 0.0) -
     return (search.n_new < most) & (search.live.scores.max(1) / penalty > search.ended.scores[:, -1])
 
 
-def best(search: Search, length_penalty: Float[Array, ""] | float = 0.0) -> Beams:
+def best_beams(search: Search, length_penalty: Float[Array, ""] | float = 0.0) -> Beams:
     """The texts found; where they are fewer than asked for, or worse, live beams as they stand."""
     live = search.live
     return _join(search.ended, live.replace(scores=live.scores / _penalty(search.n_new, length_penalty)))
@@ -180,12 +181,15 @@ def beam_search(
     state: Any,
     token: Int[Array, "B"],
     *,
+    n_beams: int,
     max_new_tokens: int,
     end_id: Int[Array, ""] | int,
+    pad_id: Int[Array, ""] | int = 0,
     length_penalty: Float[Array, ""] | float = 0.0,
+    n_best: int = 1,
     process: Processor | None = None,
+    prompt: tuple[Int[Array, "B P"], Bool[Array, "B P"]] | None = None,
     widen: Callable[[Any, int], Any] | None = None,
-    **start: Any,
 ) -> Beams:
     """The `n_best` texts after `token` that a search with `n_beams` beams finds: all of the above, inside a jit.
 
@@ -199,11 +203,12 @@ def beam_search(
             s = s.replace(state=widen(s.state, room))
         s = extend_search(step, s, room, end_id=end_id, length_penalty=length_penalty, process=process)
         if room == max_new_tokens:
-            return best(s, length_penalty)
+            return best_beams(s, length_penalty)
         more = functools.partial(go_on, room=min(2 * room, max_new_tokens))
-        return lax.cond(unfinished(s, length_penalty).any(), more, lambda s: best(s, length_penalty), s)
+        return lax.cond(unfinished_rows(s, length_penalty).any(), more, lambda s: best_beams(s, length_penalty), s)
 
-    search = start_search(state, token, max_new_tokens=max_new_tokens, **start)
+    sizes = {"n_beams": n_beams, "max_new_tokens": max_new_tokens, "n_best": n_best}
+    search = start_search(state, token, pad_id=pad_id, prompt=prompt, **sizes)
     return go_on(search, max_new_tokens if widen is None else min(ROOM, max_new_tokens))
 
 

@@ -191,10 +191,9 @@ class Memory(nn.Module):
         project = Projection(
             shape, kernel_init=self.kernel_init, cut=(None, "heads"), dtype=self.dtype, name="keys_values"
         )
-        if self.scan:
-            keys, values = jnp.einsum("bslhck->cblhsk", project(states))
-            return {"keys": keys, "values": values}
         keys, values = jnp.einsum("bslhck->clbhsk", project(states))
+        if self.scan:
+            return {"keys": keys, "values": values}
         return tuple({"keys": k, "values": v} for k, v in zip(keys, values, strict=True))
 
 
@@ -325,8 +324,8 @@ class Stack(nn.Module):
     """n_layers blocks, one after another: unrolled as "0", "1", …, or scanned as "layers" with a leading axis L.
 
     Scanning compiles one block for each of the windows, whatever the depth; unrolling runs faster on small models.
-    Cache and memory follow the form: a tuple of L layers', or one whose leaves have an axis L, the second, as the rows
-    come first in any form. Layers take the windows of their attention in turn.
+    Cache and memory follow the form: a tuple of L layers', or one whose leaves have an axis L, the cache's second (its
+    rows come first in any form), the memory's first. Layers take the windows of their attention in turn.
     """
 
     block: Callable[..., Block]
@@ -355,7 +354,7 @@ class Stack(nn.Module):
     def _scanned(self, x, masks: list[Mask], cache: Any, memory: Any, memory_mask: Mask):
         """Over groups of as many layers as there are masks: what a kernel may skip is known before running."""
         block, n = self.block(parent=None), len(masks)
-        cache, memory = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), (cache, memory))
+        cache = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), cache)
 
         def initial(key: Array) -> Any:
             first = jax.tree.map(lambda leaf: leaf[0], (cache, memory))

@@ -1,7 +1,7 @@
 """Generation: text in, text out, over a decoder with a key-value cache.
 
 The prompts are padded on the left to a bucket's length. All tokens but the last go through the model in one call, which
-fills the cache; from the last one on, a loop of `decoding.py` gives a token a turn. Both are compiled once for each
+fills the cache; from the last one on, a loop of `decoding` gives a token a turn. Both are compiled once for each
 model and bucket, a beam search for each max_new_tokens too; parameters, seed, temperature and the like are arguments of
 what is compiled.
 

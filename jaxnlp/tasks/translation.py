@@ -39,6 +39,8 @@ from jaxnlp.decoding import Beams, Search, Shared
 from jaxnlp.losses import blocked_cross_entropy
 from jaxnlp.nn.cache import widened
 from jaxnlp.tasks import beams
+from jaxnlp.tasks.continuous import continuous_search, room
+from jaxnlp.tasks.generation import unrolled
 from jaxnlp.tasks.inputs import parts
 from jaxnlp.tasks.task import Apply, Batch, Heatmap, Record, Samples, Sums, Table, require, sown
 
@@ -237,52 +239,24 @@ class Translation:
         ids = [[*x[: room - len(end)], *end] if x else [] for x in sources]
         empty = {self.answer: "", "score": 0.0}
         results = [{**empty, "n_best": [empty]} if n_best > 1 else dict(empty) for _ in ids]
-        options = {"first": first, "room": room, "longest": longest, "n_best": n_best, "rows": rows}
-        for i, found in self._search(model, params, tokenizer, ids, **options):
-            best = []
-            for tokens, score, length in zip(found.tokens, found.scores, found.lengths, strict=True):
-                if length:  # else there are fewer texts than n_best
-                    text = tokenizer.target.decode(t for t in tokens[:length] if t != tokenizer.target.eos_id)
-                    best.append({self.answer: text, "score": float(score)})
-            if not best:
-                raise ValueError(f"no {self.answer} of {texts[i]!r} has a finite score: the model's logits are NaN")
-            results[i] = {**best[0], "n_best": best} if n_best > 1 else best[0]
-        return results
-
-    def _search(
-        self,
-        model: nn.Module,
-        params: Mapping[str, Any],
-        tokenizer: Tokenizer,
-        ids: Sequence[Sequence[int]],
-        *,
-        first: int,
-        room: int,
-        longest: int,
-        n_best: int,
-        rows: int,
-    ) -> Iterator[tuple[int, Beams]]:
-        """(number, the best texts) of each source that has tokens."""
-        width = functools.partial(batches.width, max_length=room)
-        order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
-        end = {"end_id": tokenizer.target.eos_id, "pad_id": tokenizer.target.pad_id}
-        go_on = functools.partial(_go_on, model, params, length_penalty=self.length_penalty, **end)
-        for S, bucket in itertools.groupby(order, key=lambda i: width(len(ids[i]))):
-            numbers = list(bucket)
-            height = batches.height(min(len(numbers), rows), len(order), rows)
-            most = self.max_new_tokens or min(2 * S, longest)
-            sizes = {"n_beams": self.n_beams, "max_new_tokens": most}
-            start = functools.partial(_start, model, params, form=self.form, bos_id=first, n_best=n_best, **sizes)
-
-            def begun(numbers=numbers, height=height, start=start):
-                for at in range(0, len(numbers), height):
-                    part = numbers[at : at + height]
-                    filled = [ids[i] for i in part] + [ids[part[-1]]] * (height - len(part))
-                    inputs = batches.pad(filled, pad_id=tokenizer.pad_id, max_length=room)
-                    yield part, start(**inputs, pad_id=end["pad_id"])
-
+        model, params = unrolled(model, params)
+        ends = {"end_id": tokenizer.target.eos_id, "pad_id": tokenizer.target.pad_id}
+        extend = functools.partial(_extend, model, params, length_penalty=self.length_penalty, **ends)
+        for S, height, filled in _buckets(ids, pad_id=tokenizer.pad_id, max_length=room, rows=rows):
+            sizes = {"n_beams": self.n_beams, "max_new_tokens": self.max_new_tokens or min(2 * S, longest)}
+            options = {"form": self.form, "bos_id": first, "pad_id": ends["pad_id"], "n_best": n_best, **sizes}
+            begun = ((numbers, _start(model, params, **inputs, **options)) for numbers, inputs in filled)
             slots = 0 if self.form == "encoder-decoder" else S
-            yield from beams.in_company(begun(), go_on, rows=height, slots=slots, **sizes)
+            for i, found in continuous_search(begun, extend, rows=height, slots=slots, **sizes):
+                best = []
+                for tokens, score, length in zip(found.tokens, found.scores, found.lengths, strict=True):
+                    if length:  # else there are fewer texts than n_best
+                        text = tokenizer.target.decode(t for t in tokens[:length] if t != ends["end_id"])
+                        best.append({self.answer: text, "score": float(score)})
+                if not best:
+                    raise ValueError(f"no {self.answer} of {texts[i]!r} has a finite score: the model's logits are NaN")
+                results[i] = {**best[0], "n_best": best} if n_best > 1 else best[0]
+        return results
 
     def show(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
@@ -356,6 +330,20 @@ def _own_tokens(apply: Apply, batch: Batch) -> Int[Array, "B T"]:
     return jax.lax.stop_gradient(tokens.T)
 
 
+def _buckets(
+    ids: Sequence[Sequence[int]], *, pad_id: int, max_length: int, rows: int
+) -> Iterator[tuple[int, int, list[tuple[list[int], Batch]]]]:
+    """(tokens, rows, batches: numbers and inputs) of each width of the sources that have tokens, short ones first."""
+    order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))
+    for S, bucket in itertools.groupby(order, key=lambda i: batches.width(len(ids[i]), max_length)):
+        numbers = list(bucket)
+        height = batches.height(min(len(numbers), rows), len(order), rows)
+        parts = [numbers[start : start + height] for start in range(0, len(numbers), height)]
+        filled = [[ids[i] for i in part] + [ids[part[-1]]] * (height - len(part)) for part in parts]
+        inputs = [batches.pad(part, pad_id=pad_id, max_length=max_length) for part in filled]
+        yield S, height, list(zip(parts, inputs, strict=True))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "form", "n_beams", "n_best", "max_new_tokens"))
 def _start(
     model: nn.Module,
@@ -372,7 +360,7 @@ def _start(
     """A search about to begin, the source read."""
     apply = functools.partial(model.apply, {"params": params})
     B, S = input_ids.shape
-    slots = n_beams * beams.room(1, max_new_tokens)
+    slots = n_beams * room(1, max_new_tokens)
     if form == "encoder-decoder":
         memory, cache = apply(input_ids, attention_mask, method="encode", length=slots)
         state = {"memory": Shared(memory)}
@@ -381,14 +369,15 @@ def _start(
         ids, mask = (jnp.take_along_axis(x, right % S, axis=1) for x in (input_ids, attention_mask))
         prefix = {"prefix_lengths": jnp.full(B, S)} if form == "prefix" else {}
         cache = apply(ids, mask, cache=model.init_cache(B, S), logits=False, **prefix)["cache"]
-        cache, state = widened(cache, S + slots) if "layers" in cache else cache, {}
+        cache = widened(cache, S + slots) if "layers" in cache else cache
+        state = {}
     state["cache"] = beams.shared(cache)
     first = jnp.full(B, bos_id, jnp.int32)
     return decoding.start_search(state, first, n_beams=n_beams, max_new_tokens=max_new_tokens, **options)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="search")
-def _go_on(
+def _extend(
     model: nn.Module, params: Mapping[str, Any], search: Search, n_new: Any, *, end_id: Any, pad_id: Any, **options: Any
 ) -> tuple[Search, Beams, Bool[Array, " B"]]:
     """The search with n_new tokens, its texts, and which rows are unfinished."""
@@ -402,7 +391,7 @@ def _go_on(
         return logits, {**state, "cache": beams.shared(out["cache"])}
 
     search = decoding.extend_search(step, search, n_new, end_id=end_id, **options)
-    return search, decoding.best(search, **options), decoding.unfinished(search, **options)
+    return search, decoding.best_beams(search, **options), decoding.unfinished_rows(search, **options)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -191,7 +191,10 @@ def check_same_run(saved: Experiment, given: Experiment) -> None:
 
 
 def _changes(a: Any, b: Any, path: str) -> list[tuple[str, Any, Any]]:
-    """Paths of two JSON values that differ, with both; of two dataclasses of different types only the types."""
+    """Paths of two JSON values that differ, with both; of two dataclasses of different types only the types.
+
+    Lists of one length are compared item by item.
+    """
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys() and a.get("type") == b.get("type"):
         return [change for key in a for change in _changes(a[key], b[key], f"{path}.{key}" if path else key)]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):

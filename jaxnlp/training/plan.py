@@ -157,7 +157,8 @@ def plan(experiment: Experiment, topology_name: str, mesh: str | None = None) ->
         kernels = _attention(program, experiment, notes) * rows * length / where.size / where.chip.peak
         times["xla"] = program.cycles / where.chip.clock + kernels + exchanges - hidden
     tokens = rows * length
-    steps = sum(map(experiment.rows_at, range(experiment.steps))) / rows  # of whole batches
+    grown = sum(map(experiment.rows_at, range(experiment.ramp_steps))) / rows  # whole batches that a ramp is worth
+    steps = experiment.steps - experiment.ramp_steps + grown
     days = {name: t * steps / 86400 for name, t in times.items()}
     return Plan(
         topology=topology_name,

@@ -32,7 +32,7 @@ def data_dir(tmp_path_factory):
     """A set as others prepare it, and one of our own text files."""
 
     class Nested(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = "nested"
+        name, classes = "nested", ("O", "B")
         VERSION = tfds.core.Version("1.0.0")
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="small")]  # noqa: RUF012
         url_infos = {}  # noqa: RUF012
@@ -43,7 +43,7 @@ def data_dir(tmp_path_factory):
                 "n": np.int32,
                 "score": np.float32,
                 "tokens": F.Sequence(F.Text()),
-                "tags": F.Sequence(F.ClassLabel(names=["O", "B"])),
+                "tags": F.Sequence(F.ClassLabel(names=self.classes)),
                 "answers": F.Sequence({"text": F.Text(), "start": np.int32}),
             }
             return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features), disable_shuffling=True)
@@ -54,9 +54,13 @@ def data_dir(tmp_path_factory):
         def _generate_examples(self, examples):
             return examples
 
+    class Other(Nested, skip_registration=True):
+        name, classes = "other", ("B", "O")
+
     folder = tmp_path_factory.mktemp("tfds")
     with corpora.quiet():
-        Nested(data_dir=folder, file_format="array_record").download_and_prepare()
+        for made in (Nested, Other):
+            made(data_dir=folder, file_format="array_record").download_and_prepare()
     (folder / "a.txt").write_text("to be\nor not\n")
     text_files.prepare("tiny_shakespeare", {"train": [str(folder / "a.txt")]}, data_dir=str(folder), unit="line")
     return str(folder)
@@ -118,6 +122,10 @@ def test_joined(data_dir):
     with pytest.raises(IndexError):
         joined[5]
     assert class_names(Joined((small, test)), "tags", data_dir) == ("O", "B")
+    with pytest.raises(
+        ValueError, match="the parts differ in the classes of feature 'tags': nested/small: .*other/small"
+    ):
+        class_names(Joined((small, TFDS("other/small"))), "tags", data_dir)
     with pytest.raises(ValueError, match="Joined: found no parts; allowed: one or more"):
         Joined(())
 
@@ -157,7 +165,7 @@ class TestBadInput:
         for part in (
             "'nestd'",
             data_dir,
-            "prepared there: nested, tiny_shakespeare",
+            "prepared there: nested, other, tiny_shakespeare",
             "made here: comve, ko_en, multi30k, nsmc, number_words, python_docs",
             "near: nested",
         ):

@@ -104,6 +104,8 @@ def test_round_trip_is_exact():
     assert from_json(to_json(EXPERIMENT)) == EXPERIMENT
     assert isinstance(from_json(to_json(EXPERIMENT)).tokenizer["special"], list)
     assert isinstance(from_json(to_json(EXPERIMENT)).task, tuple)
+    joined = changed(data=Data(train=Joined((TFDS("a"), TFDS("b", "test")))))
+    assert from_json(to_json(joined)) == joined
 
 
 def test_json_names_our_dataclasses_and_plain_values():
