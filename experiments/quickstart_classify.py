@@ -5,9 +5,9 @@
     jaxnlp train quickstart_classify --pretrained runs/quickstart_pretrain --rank 8 --workdir runs/lora
 
 The classes are the groups of modules of `python_docs`. `--scratch` keeps the checkpoint's tokenizer and sizes and
-nothing of what it learned: what the pretraining is worth. With the documentation of Python 3.11.7, a minute each:
-Of the unseen modules' docstrings 48.9 and 50.2 % from the checkpoint on two processors, whose rounding differs, 35.5 and
-28.8 % from scratch; the most frequent class has 25.6 %.
+nothing of what it learned: what the pretraining is worth. With the documentation of Python 3.11.7, of the unseen
+modules' docstrings 48.9 and 50.2 % from the checkpoint on two processors, whose rounding differs, 35.5 and 28.8 % from
+scratch; the most frequent class has 25.6 %.
 """
 
 from jaxnlp.data.corpora.python_docs import GROUPS
