@@ -22,7 +22,7 @@ def test_imports_go_to_lower_floors_only():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-@pytest.mark.parametrize("imports", ["jaxnlp, jax", "jax, jaxnlp"])
+@pytest.mark.parametrize("imports", ["jaxnlp.models.gpt, jax", "jax, jaxnlp.run"])
 def test_programs_run_in_the_thread_that_keeps_its_memory(imports):
     """Else each step of a model faults its temporaries in again."""
     code = f"import {imports}; print(jax.config.values['jax_cpu_enable_async_dispatch'])"

@@ -22,7 +22,6 @@ def ours(form: str, shape: tuple[int, ...]):
     import jax
     import jax.numpy as jnp
 
-    import jaxnlp  # noqa: F401  first: it settles the allocator
     from jaxnlp.nn.attention import Mask, attention
 
     def attend(q, k, v):

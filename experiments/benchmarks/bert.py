@@ -25,7 +25,6 @@ def our_step(args: argparse.Namespace):
     import jax
     import numpy as np
 
-    import jaxnlp  # noqa: F401  first: it settles the allocator
     from jaxnlp.models import bert
     from jaxnlp.tasks.masked_lm import MaskedLM
     from jaxnlp.training.optim import Optim, optimizer

@@ -30,7 +30,6 @@ def ours(form: str, size: tuple[int, ...]):
     import jax.numpy as jnp
     import numpy as np
 
-    import jaxnlp  # noqa: F401  first: it settles the allocator
     from jaxnlp.losses import blocked_cross_entropy, cross_entropy
 
     B, T, D, V, words = size

@@ -29,7 +29,6 @@ def ours():
     import jax.numpy as jnp
     import numpy as np
 
-    import jaxnlp  # noqa: F401  first: it settles the allocator
     from jaxnlp import decoding
     from jaxnlp.models import gpt
     from jaxnlp.tasks import generation

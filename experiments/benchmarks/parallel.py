@@ -17,7 +17,6 @@ def form(name: str, steps: int):
     import jax.numpy as jnp
     import numpy as np
 
-    import jaxnlp  # noqa: F401  first: it settles the allocator
     from jaxnlp.models import gpt
     from jaxnlp.tasks.language_modeling import LanguageModeling
     from jaxnlp.training import parallel

@@ -26,7 +26,6 @@ def ours(cell: str, size: tuple[int, int, int]) -> dict[str, dict]:
     import jax.numpy as jnp
     from flax import linen as nn
 
-    import jaxnlp  # noqa: F401  settles the allocator
     from jaxnlp.nn.recurrent import Recurrent
 
     B, T, H = size

@@ -22,7 +22,6 @@ def main():
     import jax.numpy as jnp
     import numpy as np
 
-    import jaxnlp  # noqa: F401  first: it settles the allocator
     from jaxnlp.models import gpt
     from jaxnlp.tasks import scoring
 

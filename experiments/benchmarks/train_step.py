@@ -25,7 +25,6 @@ def ours(size: str, steps_per_call: int, seed: int = 0):
     import jax
     import numpy as np
 
-    import jaxnlp  # noqa: F401  first: it settles the allocator
     from jaxnlp.models import gpt
     from jaxnlp.tasks.language_modeling import LanguageModeling
     from jaxnlp.training.optim import Optim, optimizer

@@ -33,7 +33,6 @@ def our_step(size: str, dropout: float):
     import jax
     import numpy as np
 
-    import jaxnlp  # noqa: F401  first: it settles the allocator
     from jaxnlp.models import transformer
     from jaxnlp.tasks.translation import Translation
     from jaxnlp.training.optim import Optim, optimizer
