@@ -179,7 +179,7 @@ sys.path.insert(0, {root!r})
 import tests.conftest
 from tests import test_storage
 from jaxnlp.training import lease, loop
-lease.SECONDS = 1.5
+lease.SECONDS = 5.0
 def update(self, step, metrics):
     if step == 3:
         checkpoints.wait()
@@ -205,7 +205,7 @@ def test_killed_and_resumed_over_a_bad_line_equals_undisturbed(here, store):
         with pytest.raises(FolderError, match=f"in use by process {process.pid} on .*, until"):
             jaxnlp.train(TINY, "gs://bucket/killed")
     finally:
-        time.sleep(1.5)
+        time.sleep(5.0)
     assert [m["step"] for m in metrics("gs://bucket/killed")] == [1, 2, 2]
     store.lose_each(11)
     with pytest.warns(UserWarning, match="step 3 is passed over for step 2: 3.json is missing: its save was cut off"):
