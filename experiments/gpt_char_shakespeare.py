@@ -3,8 +3,8 @@
     jaxnlp train gpt_char_shakespeare --data-dir DIR [--seed 1]
 
 Trains on the first 90 % of TFDS `tiny_shakespeare` and evaluates on all of the last 10 %: a loss of 1.766, the mean of
-seeds 0, 1 and 2. nanoGPT's learning rate is 1e-3; with it the loss is 1.900 here and 1.901 in PyTorch, where nanoGPT's
-README gives 1.88 on sampled batches.
+seeds 0, 1 and 2. nanoGPT's learning rate is 1e-3; with it the loss is 1.900 here, where nanoGPT's README gives 1.88 on
+sampled batches.
 """
 
 from jaxnlp.data.sources import TFDS
