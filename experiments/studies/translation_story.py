@@ -2,11 +2,12 @@
 
     pip install sacremoses
     python experiments/studies/translation_story.py --data-dir DIR [--workdir runs/translation_story] [--steps N]
-        [--models lstm,lstm-attention,transformer,causal,prefix] [--out FILE.png]
+        [--models lstm,lstm-attention,transformer,causal,prefix] [--seeds 0 1 2] [--out FILE.png]
 
-Trains translation_story with each model, or goes on where it was stopped, and translates test_2016. Prints parameters,
-BLEU of detokenised text (sacreBLEU) and of lower-cased tokens (bleu.py), chrF, and the tokens a second and seconds of
-training; draws BLEU by the source's length.
+Trains translation_story with each model and seed, or goes on where it was stopped, and translates test_2016. Prints
+parameters, BLEU of detokenised text (sacreBLEU) and of lower-cased tokens (bleu.py), chrF, and the tokens a second and
+seconds of training, of each seed and, of several, their means and standard deviations; draws BLEU by the source's
+length, the mean over the seeds.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import dataclasses
 import json
 import pathlib
 import runpy
+import statistics
 
 import jax
 from bleu import tokenised
@@ -30,6 +32,7 @@ COLOURS = {
     "causal": "#7a828c",
     "prefix": "#2e2e2e",
 }
+FIGURES = "{:8.2f}{:8.2f}{:8.2f}{:10,.0f}{:9,.0f}"
 LENGTHS = ((1, 8), (9, 11), (12, 14), (15, 18), (19, 40))  # words of the source
 
 
@@ -70,30 +73,35 @@ def main():
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/translation_story"))
     parser.add_argument("--models", default=",".join(COLOURS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     source = open_source(TFDS("multi30k", "test_2016"), args.data_dir)
     pairs = [(example["en"], example["de"]) for example in (source[i] for i in range(len(source)))]
-    lines, results = [f"{'':16}{'parameters':>12}{'BLEU':>8}{'tokens':>8}{'chrF':>8}{'tokens/s':>10}{'seconds':>9}"], {}
+    texts, references = zip(*pairs, strict=True)
+    results, signatures = {}, []
+    print(f"{'':20}{'parameters':>12}{'BLEU':>8}{'tokens':>8}{'chrF':>8}{'tokens/s':>10}{'seconds':>9}")
     for name in args.models.split(","):
-        experiment = runpy.run_path(str(EXPERIMENT))["experiment"](architecture=name)
-        if args.steps is not None:
-            experiment = dataclasses.replace(experiment, steps=args.steps)
-        jaxnlp.train(experiment, args.workdir / name, data_dir=args.data_dir)
-        run = jaxnlp.load(args.workdir / name)
-        found = [best["translation"] for best in run.predict([text for text, _ in pairs])]
-        references = [text for _, text in pairs]
-        measured, table = scores(found, references)
-        results[name] = by_length(pairs, found)
-        speed, seconds = trained(args.workdir / name)
-        size = sum(x.size for x in jax.tree.leaves(run.params))
-        tokens, _ = tokenised(found, references, "de")
-        lines.append(
-            f"{name:16}{size:12,}{measured['bleu']:8.2f}{tokens:8.2f}{measured['chrf']:8.2f}"
-            f"{speed:10,.0f}{seconds:9,.0f}"
-        )
-    print("\n".join([*lines, *(f"{name}: {signature}" for name, _, signature in table.rows if signature)]))
+        rows, parts = [], []
+        for seed in args.seeds:
+            experiment = runpy.run_path(str(EXPERIMENT))["experiment"](architecture=name)
+            experiment = dataclasses.replace(experiment, seed=seed, steps=args.steps or experiment.steps)
+            folder = args.workdir / f"{name}-{seed}"
+            jaxnlp.train(experiment, folder, data_dir=args.data_dir)
+            run = jaxnlp.load(folder)
+            found = [best["translation"] for best in run.predict(texts)]
+            measured, table = scores(found, references)
+            signatures = [f"{metric}: {signature}" for metric, _, signature in table.rows if signature]
+            size, (tokens, _) = sum(x.size for x in jax.tree.leaves(run.params)), tokenised(found, references, "de")
+            rows.append((measured["bleu"], tokens, measured["chrf"], *trained(folder)))
+            parts.append(by_length(pairs, found))
+            print(f"{name:16}{seed:4}{size:12,}" + FIGURES.format(*rows[-1]), flush=True)
+        if len(rows) > 1:
+            print(f"{name:16}{'mean':>16}" + FIGURES.format(*map(statistics.mean, zip(*rows, strict=True))))
+            print(f"{name:16}{'±':>16}" + FIGURES.format(*map(statistics.stdev, zip(*rows, strict=True))))
+        results[name] = [statistics.mean(column) for column in zip(*parts, strict=True)]
+    print("\n".join(signatures))
     if args.out is not None:
         picture(results, args.out)
 

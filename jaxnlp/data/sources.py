@@ -50,9 +50,8 @@ class TFDS:
 
     name: str  # as TFDS writes it: "glue/sst2", "tiny_shakespeare", "mine:1.0.0"
     split: str = "train"  # as TFDS writes it: "validation", "train[:10%]", "validation+test"
-    data_dir: str | None = (
-        None  # None: the directory given on opening, else TFDS's own (TFDS_DATA_DIR, ~/tensorflow_datasets)
-    )
+    # None: the directory given on opening, else TFDS's own (TFDS_DATA_DIR, ~/tensorflow_datasets)
+    data_dir: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,9 +32,8 @@ class Config:
     """Sizes and rates; the defaults are the base model's (Vaswani et al., 2017, table 3)."""
 
     vocab_size: int = 37000  # token ids are below this; tables are padded to a multiple of 128
-    target_vocab_size: int | None = (
-        None  # None: one table serves source, target and output; else the last two share one
-    )
+    # None: one table serves source, target and output; else the last two share one
+    target_vocab_size: int | None = None
     n_encoder_layers: int = 6  # 0: the decoder alone, a language model
     n_decoder_layers: int = 6  # 0: the encoder alone
     d_model: int = 512

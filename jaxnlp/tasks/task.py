@@ -25,9 +25,8 @@ from jaxnlp.models.heads import speaks
 Record = dict[str, np.ndarray]  # one example's features: integer arrays, "input_ids" among them
 Batch = Mapping[str, Array | np.ndarray]
 Apply = Callable[..., dict[str, Any]]  # model.apply with parameters, rngs and `deterministic` already given
-Sums = dict[
-    str, tuple[Float[Array, ""], Float[Array, ""]]
-]  # name -> (sum, weight); training lowers "loss", or `losses`
+# name -> (sum, weight); training lowers "loss", or `losses`
+Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 @runtime_checkable

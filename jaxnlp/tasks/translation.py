@@ -57,19 +57,17 @@ class Translation:
 
     source: str = "en"  # the feature that holds the text to translate
     target: str = "de"  # the feature that holds its translation
-    length: int = (
-        128  # tokens of a text with its end, of both together where there is no encoder: longer pairs are left
-    )
-    # out of training, longer sources cut
+    # Tokens of a text with its end, of both together where there is no encoder: longer pairs are left out of training,
+    # longer sources cut
+    length: int = 128
     # Of a translation; None: twice its source's with padding, at most length, or half of it where there is no encoder
     max_new_tokens: int | None = None
     buckets: tuple[int, ...] | None = None  # lengths that batches are padded to; None: `length` and parts of it
     label_smoothing: float = 0.0
     teacher_forcing: bool = True  # False: the decoder goes on from its own best tokens, in training too
     form: Literal["encoder-decoder", "causal", "prefix"] = "encoder-decoder"
-    separator: str | None = (
-        None  # text between source and target where there is no encoder; None: the target's first token
-    )
+    # Text between source and target where there is no encoder; None: the target's first token
+    separator: str | None = None
     n_beams: int = 5
     length_penalty: float = 1.0  # alpha of Wu et al., 2016, eq. 14
     n_shown: int = 8  # translations in the report
