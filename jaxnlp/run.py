@@ -20,7 +20,7 @@ from jax.sharding import Mesh, Sharding
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained
 from jaxnlp.interop import huggingface
-from jaxnlp.models.heads import speaks
+from jaxnlp.models.heads import LanguageModel, speaks
 from jaxnlp.tasks import generation, words
 from jaxnlp.tasks.task import Points, sown
 from jaxnlp.training import loop, parallel, pretrained
@@ -35,6 +35,8 @@ IDS = {  # and the fields of the model that say how many there are
     "position_ids": "n_positions",
     "token_type_ids": "n_segments",
 }
+LIKE_IDS = ("attention_mask", "token_type_ids", "segment_ids")  # of the shape of input_ids
+DTYPES = ("float32", "bfloat16")
 OUTPUTS = ("attentions", "cross_attentions", "gates", "hidden_states")  # on request
 
 
@@ -60,13 +62,19 @@ class Run:
         `outputs` asks for more, each a tuple with an entry a layer, first to last, the encoder's before the decoder's:
         "attentions" (weights [B, H, T, T]), "cross_attentions" (weights [B, T, S], a Transformer's [B, H, T, S]),
         "gates" of an LSTM or GRU (by direction and by name, [B, T, D]), "hidden_states" (what enters each layer and the
-        last one's normed output, [B, T, D]). ValueError for an id or a position outside its table.
+        last one's normed output, [B, T, D]). ValueError for an id or a position outside its table or row, and for a
+        mask of another shape.
         """
-        unknown = set(outputs) - set(OUTPUTS)
-        if unknown:
+        outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        if unknown := set(outputs) - set(OUTPUTS):
             raise ValueError(f"outputs: no {', '.join(sorted(unknown))}; allowed: {', '.join(OUTPUTS)}")
+        inputs = {name: np.asarray(x) if isinstance(x, list | tuple) else x for name, x in inputs.items()}
+        for name in LIKE_IDS:
+            if inputs.get(name) is not None and inputs[name].shape != inputs["input_ids"].shape:
+                allowed = f"{inputs['input_ids'].shape}, as input_ids"
+                raise ValueError(f"{name} has shape {inputs[name].shape}; allowed: {allowed}")
         for name, size in IDS.items():
-            if name not in inputs:
+            if inputs.get(name) is None:
                 continue
             ids, rows = np.asarray(inputs[name]), getattr(self.config, size)
             if size == "n_segments" and rows < 2:  # the model does not read them
@@ -74,7 +82,11 @@ class Run:
             if ids.size and not 0 <= ids.min() <= ids.max() < rows:
                 bad = ids.min() if ids.min() < 0 else ids.max()
                 raise ValueError(f"{name} holds {bad}; allowed: 0 … {rows - 1} (model.{size}={rows})")
-        return _apply(self.model, self.params, dict(inputs), tuple(outputs))
+        if inputs.get("mc_token_ids") is not None:
+            places, T = np.asarray(inputs["mc_token_ids"]), inputs["input_ids"].shape[-1]
+            if places.size and not 0 <= places.min() <= places.max() < T:
+                raise ValueError(f"mc_token_ids holds {places.tolist()}; allowed: 0 … {T - 1}, a place in its row")
+        return _apply(self.model, self.params, inputs, outputs)
 
     def generate(self, prompts: Sequence[str], **options: Any) -> list[Any]:
         """The text that goes on from each prompt, a list of strings: see `jaxnlp.tasks.generation.generate`.
@@ -88,8 +100,11 @@ class Run:
         """What the task says of each item: a class with its probability, for instance, or the span that is an answer.
 
         An item is a text, or what the task's `predict` takes: a pair of texts, a question with its context, a context
-        with its choices, in order or under the features' names.
+        with its choices, in order or under the features' names. ValueError for one item without a list around it, and
+        for a task whose head the run has not.
         """
+        if isinstance(items, str | bytes | Mapping):
+            raise ValueError(f"found {str(items)[:40]!r} to predict; allowed: a list of such items")
         task = task or self.task
         if isinstance(task, External):
             raise ValueError(f"the run was trained on {task.name}, a task of your own: give it as task=")
@@ -98,7 +113,17 @@ class Run:
         run = self if task is self.task else dataclasses.replace(self, model=self.config.build(task.heads))
         if not hasattr(task, "predict"):
             raise ValueError(f"{type(task).__name__} predicts nothing of a text; a language model has `generate`")
+        self._check_has(task)
         return task.predict(run.model, run.params, run.tokenizer, items)
+
+    def _check_has(self, task: Any) -> None:
+        """ValueError of a task whose heads have other parameters than the run's."""
+        has, wants = ({type(one) for one in heads} - {LanguageModel} for heads in (self.model.heads, task.heads))
+        if not wants <= has:
+            names = ", ".join(one.__name__ for one in has) or "no head"
+            raise ValueError(
+                f"the task {type(task).__name__} of a run with {names}; allowed: a task of what it learned"
+            )
 
     def _check_speaks(self, what: str) -> None:
         if not speaks(self.model.heads):
@@ -137,14 +162,17 @@ def load(
         average: the mean of so many checkpoints, the latest; `keep_latest` says how many a run keeps.
         mesh: the devices that hold the parameters, cut along its axes fsdp, sequence and tensor as in training (see
             training/parallel.py), whole along others; None: the first device.
-        dtype: of parameters and activations, such as "bfloat16"; None: as the run was trained.
+        dtype: of parameters and activations, "float32" or "bfloat16"; None: as the run was trained.
 
     Raises:
         FolderError: the folder is no run.
         DirectoryError: the directory is of no kind that is known here, or its tensors are not what it says.
         CheckpointError: it has no such step, or none that can be read.
         StorageError: it is in the store, gs://…, and that cannot be reached.
+        ValueError: another dtype; `step`, `ema` or `average` of what has none.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
     loop.keep_compiled()
 
     def place(path: str, x: Any) -> Sharding | None:
@@ -220,6 +248,9 @@ def evaluate(run: Run, *, source: Any = None, task: Any = None, data_dir: str | 
         raise ValueError(f"the run was trained on {task.name}, a task of your own: give it as task=")
     if only_evaluated(task):
         run._check_speaks("score")
+    elif not hasattr(task, "sums"):
+        raise ValueError(f"{type(task).__name__} measures nothing; allowed: task=, one that does")
+    run._check_has(task)
     experiment = run.experiment or Experiment(task=task, data=Data(train=source), steps=1, batch_size=32)
     experiment = dataclasses.replace(experiment, model=run.config, task=task)
     return loop.evaluate(experiment, run.params, run.tokenizer, source, data_dir=data_dir)

@@ -43,6 +43,7 @@ BPE_FILES = (  # of GPT-2 or GPT-1 by transformers, and by OpenAI
     ("encoder_bpe_40000.json", "vocab_40000.bpe"),
 )
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 class Tokenizer:
@@ -182,7 +183,8 @@ class Tokenizer:
         ids = [i for i in map(self.backend.token_to_id, names) if i is not None]
         if not ids:
             raise ValueError(f"tokenizer: found none of the special tokens {', '.join(names)} in its vocabulary")
-        return ids[0]
+        # RoBERTa's vocabulary has GPT-2's end as a word like any other.
+        return next((i for i in ids if i in self.special_ids), ids[0])
 
     @functools.cached_property
     def byte_lengths(self) -> Int[np.ndarray, " V"] | None:
@@ -236,9 +238,9 @@ class Tokenizer:
             return _marian(path, "target_vocab.json" if "target_vocab.json" in folder else "vocab.json")
         for vocab, merges in BPE_FILES:
             if {vocab, merges} <= folder:
-                return cls(_bpe(path / vocab, path / merges))
+                return cls(_with_added(_bpe(path / vocab, path / merges), path))
         if "vocab.txt" in folder:
-            return cls(_bert(path / "vocab.txt"))
+            return cls(_with_added(_bert(path / "vocab.txt"), path))
         raise FileNotFoundError(
             f"tokenizer {path}: found {', '.join(sorted(folder)) or 'nothing'}; allowed: a tokenizer.json, or a folder"
             f" with tokenizer.json, {', '.join(' + '.join(pair) for pair in BPE_FILES)}, vocab.txt, or source.spm +"
@@ -348,9 +350,9 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerFile:
-    """A tokenizer that exists: tokenizer.json, or a folder with it, with GPT-2's or GPT-1's vocab.json + merges.txt
-    (OpenAI's encoder.json + vocab.bpe, and encoder_bpe_40000.json + vocab_40000.bpe, are the same files), with BERT's
-    vocab.txt, or with Marian's source.spm + target.spm + vocab.json."""
+    """A tokenizer that exists: tokenizer.json, or a folder with it, with GPT-2's, GPT-1's or RoBERTa's vocab.json +
+    merges.txt (OpenAI's encoder.json + vocab.bpe, and encoder_bpe_40000.json + vocab_40000.bpe, are the same files),
+    with BERT's vocab.txt, either with added_tokens.json, or with Marian's source.spm + target.spm + vocab.json."""
 
     path: str  # of the file or the folder
 
@@ -419,9 +421,10 @@ def _bpe(vocab: epath.Path, merges: epath.Path) -> tokenizers.Tokenizer:
     if END not in words and any(word.endswith(WORD_END) for word in words):
         return _gpt1(vocab, merges)
     backend = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
-    if backend.token_to_id(END) is None:
-        raise ValueError(f"tokenizer {vocab}: found no {END}; allowed: GPT-2's vocabulary, which has it")
-    backend.add_special_tokens([END])
+    special = ROBERTA_SPECIALS if {"<s>", "</s>"} <= words.keys() else (END,)
+    if not words.keys() & set(special):
+        raise ValueError(f"tokenizer {vocab}: found no {END}; allowed: GPT-2's vocabulary, which has it, or RoBERTa's")
+    backend.add_special_tokens([token for token in special if token in words])
     return backend
 
 
@@ -452,6 +455,18 @@ def _bert(vocab: epath.Path) -> tokenizers.Tokenizer:
         chinese_characters=options.get("tokenize_chinese_chars", True),
     )
     return _with_bert_specials(backend)
+
+
+def _with_added(backend: tokenizers.Tokenizer, folder: epath.Path) -> tokenizers.Tokenizer:
+    """With the words of added_tokens.json, whose ids follow those of the vocabulary."""
+    file = folder / "added_tokens.json"
+    added = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for token, id in sorted(added.items(), key=lambda pair: pair[1]):
+        if backend.token_to_id(token) is None:
+            backend.add_tokens([token])
+        if (found := backend.token_to_id(token)) != id:
+            raise ValueError(f"tokenizer {file}: {token!r} is {id}; allowed: {found}, after the vocabulary")
+    return backend
 
 
 def _with_bert_specials(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from jaxnlp.data.tokenizers import Tokenizer
+from jaxnlp.interop import sentences
 from jaxnlp.interop.labels import settings_of, task_of
 from jaxnlp.interop.tables import Row, fields, from_heads, norm, product
 from jaxnlp.models import bert, heads
-from jaxnlp.tasks.embedding import Embedding
 from jaxnlp.tasks.masked_lm import MaskedLM
 
 Heads = tuple[heads.Head, ...]
@@ -42,7 +42,15 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-POOLINGS = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
+DEFAULTS = {  # of transformers, for settings that the first published files lack
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+    "max_position_embeddings": 512,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,11 +85,15 @@ class Dialect:
         activation = settings.get("hidden_act", settings.get("activation", "gelu"))
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
-        made = fields(bert.Config, settings, self.same, self.fixed)
+        types, fixed = self._types(settings, names), dict(self.fixed)
+        if heads.MaskedLM not in types:  # nothing could be tied
+            del fixed["tie_word_embeddings"]
+        made = fields(bert.Config, settings, self.same, fixed, DEFAULTS)
         made["n_positions"] -= self.skip
         made |= {} if "segments" in self.body else {"n_segments": 0}
-        kind, tensor = self._pooler(self._types(settings, names)) or (None, "")
+        kind, tensor = self._pooler(types) or (None, "")
         there = any(f"{stem}{tensor}.weight" in names for stem in ("", f"{self.kind}."))
+        there |= bool(types) and types[-1] in POOLED  # else it is missing
         return bert.Config(**made, activation=ACTIVATIONS[activation], pooler=kind if there else None)
 
     def settings(self, c: bert.Config, task: Any) -> dict[str, Any]:
@@ -168,19 +180,21 @@ class Dialect:
             made |= {f"{self.tops['decoder']}.bias": f"{words}.bias"}
         return made
 
-    def constants(self, c: bert.Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """Of the tensors that are there, those that are no parameters, with the values that they must have."""
-        n = c.n_positions + self.skip
-        whole = {"position_ids": np.arange(n)[None], "token_type_ids": np.zeros((1, n))}
-        names = {f"{stem}embeddings.{name}": x for name, x in whole.items() for stem in ("", f"{self.kind}.")}
+    def constants(self, c: bert.Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray | None]:
+        """Of the tensors that are there, those that are no parameters, with the values that they must have.
+
+        None: any, as in the pooler of a body whose head has its own.
+        """
+        n, unread = c.n_positions + self.skip, {f"pooler.dense.{name}": None for name in ("weight", "bias")}
+        whole = {"embeddings.position_ids": np.arange(n)[None], "embeddings.token_type_ids": np.zeros((1, n))}
+        names = {f"{stem}{name}": x for name, x in (whole | unread).items() for stem in ("", f"{self.kind}.")}
         return {name: x for name, x in names.items() if name in shapes}
 
     def task(self, settings: Mapping[str, Any], names: Container[str]) -> Any:
-        types, length = self._types(settings, names), settings["max_position_embeddings"] - self.skip
+        types = self._types(settings, names)
+        length = (DEFAULTS | settings)["max_position_embeddings"] - self.skip
         if types == ():
-            pooling = next((ours for theirs, ours in POOLINGS.items() if settings.get(theirs)), "mean")
-            longest = min(settings.get("max_seq_length") or length, length)
-            return Embedding(pooling=pooling, normalize=settings["normalize"], length=longest)
+            return sentences.task_of(settings, length)
         if types[0] is heads.MaskedLM:
             return MaskedLM(length=length, next_sentence=len(types) > 1)
         return task_of(types[0], settings, length)

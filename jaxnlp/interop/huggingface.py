@@ -8,15 +8,17 @@ What a family of models calls its settings and tensors stands in its own file, b
 directory is accounted for, or an error lists those that are not. Nothing is unpickled.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
 import json
+import operator
 import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,17 +31,16 @@ from tokenizers import processors
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import is_remote
-from jaxnlp.interop import bert, gpt, marian
+from jaxnlp.interop import bert, gpt, marian, sentences
 from jaxnlp.interop.tables import Row, as_json
 from jaxnlp.models.heads import LanguageModel
 from jaxnlp.nn.blocks import unstack_layers
+from jaxnlp.tasks.embedding import Embedding
 from jaxnlp.tasks.inputs import template
 
 FAMILIES = {**bert.DIALECTS, **gpt.DIALECTS, "marian": marian}  # by the model_type of config.json
-SETTINGS = (  # a later one's count
-    *("tokenizer_config.json", "config.json", "generation_config.json"),
-    *("sentence_bert_config.json", "1_Pooling/config.json"),  # of sentence-transformers
-)
+# Of the task, beside config.json: of transformers, and of sentence-transformers
+OF_TASK = ("generation_config.json", "sentence_bert_config.json", "1_Pooling/config.json")
 FILES = ("*.json", "*.safetensors", "*.txt", "*.spm", "*.bpe")  # of a directory
 ON_HUB = r"\w[\w.-]*(/\w[\w.-]*)?"  # a model's name there
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -88,11 +89,6 @@ class Directory:
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path).expanduser()
         settings = self._json("config.json")
-        self.settings = {}
-        for name in SETTINGS:
-            self.settings |= self._json(name)
-        modules = self.path / "modules.json"  # of sentence-transformers
-        self.settings["normalize"] = modules.is_file() and "models.Normalize" in modules.read_text(encoding="utf-8")
         kind = settings.get("model_type")
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise DirectoryError(f"{self.path}/config.json: model_type={kind!r}; allowed: {', '.join(FAMILIES)}")
@@ -101,14 +97,17 @@ class Directory:
         if made[0] not in self.family.ARCHITECTURES:
             allowed = ", ".join(self.family.ARCHITECTURES)
             raise DirectoryError(f"{self.path}/config.json: architectures={made}; allowed: {allowed}")
-        self.architecture = self.settings["architectures"] = made[0]
+        self.architecture, self.settings = made[0], settings | {"architectures": made[0]}
+        self.named = bool(settings.get("architectures"))
         with self._tensors() as tensors:
             names = tensors.shapes.keys()
-        try:
+        of_task = functools.reduce(operator.or_, map(self._json, OF_TASK), self.settings)
+        with self._reading("config.json"):
             self.config = self.family.config(self.settings, names)
-            self.task = self.family.task(self.settings, names)
-        except (TypeError, ValueError) as error:
-            raise DirectoryError(f"{self.path}/config.json: {error}") from error
+        with self._reading("modules.json"):
+            of_task |= sentences.read_modules(self._json("modules.json", list))
+        with self._reading("config.json"):
+            self.task = self.family.task(of_task, names)
 
     def tokenizer(self) -> Tokenizer:
         """DirectoryError where its ids are not the model's, or too many; ValueError, FileNotFoundError for files."""
@@ -117,7 +116,7 @@ class Directory:
             message = f"vocab_size={self.config.vocab_size}; allowed: {tokenizer.vocab_size}, the tokenizer's, and more"
             raise DirectoryError(f"{self.path}/config.json: {message}")
         for name, found in self.family.ids(tokenizer).items():
-            if self.settings.get(name, found) != found:
+            if self.settings.get(name) not in (None, found):
                 message = f"{name}={self.settings[name]}; allowed: {found}, as the tokenizer beside it has it"
                 raise DirectoryError(f"{self.path}/config.json: {message}")
         return tokenizer
@@ -165,42 +164,54 @@ class Directory:
                 if not np.array_equal(tensors.read(name), tensors.read(where[copies[name]])):
                     problems.append(f"{name}: differs from {where[copies[name]]}; allowed: the same values")
             elif name in constants:
-                if not np.allclose(tensors.read(name), constants[name], atol=1e-3):
+                if constants[name] is not None and not np.allclose(tensors.read(name), constants[name], atol=1e-3):
                     problems.append(f"{name}: not the constant that it is; allowed: that, or nothing")
             else:
                 problems.append(f"{name}: not known")
         if problems:
             count = f"{len(problems)} tensor{'s' * (len(problems) > 1)}"
+            described = "as its config.json describes it"
+            if not self.named:
+                described = f"{described}, without saying which of the architectures"
             raise DirectoryError(
-                f"{self.path} does not hold a {self.architecture} as its config.json describes it, at {count}:\n  "
-                + "\n  ".join(problems)
+                f"{self.path} does not hold a {self.architecture} {described}, at {count}:\n  " + "\n  ".join(problems)
             )
         return where
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (AttributeError, TypeError, ValueError) as error:
+            raise DirectoryError(f"{self.path}/{name}: {error}") from error
 
     def _tensors(self) -> "_Tensors":
         return _Tensors(self.path, self.architecture)
 
-    def _json(self, name: str) -> dict[str, Any]:
-        """The object in a file, empty where only config.json has to be there."""
+    def _json(self, name: str, kind: type = dict) -> Any:
+        """The object in a file, or the list, empty where it is absent; only config.json has to be there."""
         file = self.path / name
         if not file.is_file():
             if name == "config.json":
                 raise DirectoryError(f"{self.path}: no config.json; allowed: a directory as transformers writes it")
-            return {}
+            return kind()
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DirectoryError(f"{file}: not JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise DirectoryError(f"{file}: a {type(found).__name__}; allowed: an object")
+        if not isinstance(found, kind):
+            raise DirectoryError(f"{file}: a {type(found).__name__}; allowed: a {kind.__name__}")
         return found
 
 
 def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], tokenizer: Tokenizer, task: Any) -> None:
     """What transformers' from_pretrained reads as the same model; whole, or not at all.
 
-    ValueError for a model or a task that transformers does not have; FileExistsError for a folder with something in it.
+    Of an `Embedding`, sentence-transformers too. ValueError for a model or a task that transformers does not have;
+    FileExistsError for a folder with something in it.
     """
+    if getattr(task, "symmetric", False):
+        raise ValueError("task.symmetric=True, whose two orders transformers does not add up; allowed: False")
     kind = next((kind for kind, family in FAMILIES.items() if family.writes(config, tokenizer)), None)
     if kind is None:
         raise ValueError(
@@ -220,7 +231,9 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
     settings |= family.ids(tokenizer)
     params = unstack_layers(params) if config.scan else params
     config, params = family.complete(dataclasses.replace(config, scan=False), params, heads)
-    files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, family.ENDS)
+    files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, family.ENDS, config.n_positions)
+    if isinstance(task, Embedding):
+        files |= {name: as_json(x) for name, x in sentences.files(task, config.d_model).items()}
     words, leaves, tensors = _words(config), flatten_dict(params, sep="/"), {}
     for row in family.rows(config, heads):
         tensors |= row.to_theirs(np.asarray(leaves[row.ours], np.float32), words(row))
@@ -231,6 +244,7 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
         safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         files["config.json"] = as_json(settings)
         for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         folder.replace(path)
 
@@ -239,10 +253,10 @@ def _classes(family: Any, heads: tuple[Any, ...]) -> list[str]:
     return [name for name, types in family.ARCHITECTURES.items() if types == tuple(map(type, heads))]
 
 
-def _tokenizer_files(tokenizer: Tokenizer, ends: bool) -> dict[str, bytes]:
+def _tokenizer_files(tokenizer: Tokenizer, ends: bool, n_positions: int) -> dict[str, bytes]:
     """tokenizer.json, which with `ends` puts special tokens round texts, and what transformers wants to know of it."""
     backend, form, whole = tokenizer.backend, template(tokenizer), json.loads(tokenizer.to_json())
-    own = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": n_positions}
     names = {"eos": tokenizer.eos_id, "bos": tokenizer.bos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
     if form.start:
         names |= {"cls": form.start[0], "sep": form.end[0], "mask": tokenizer.mask_id}
@@ -273,7 +287,8 @@ class _Tensors:
             if found:
                 given = {"found": f"{path}/{found[0]}", "architecture": architecture, "path": path}
                 raise DirectoryError(CONVERT.format(**given))
-            raise DirectoryError(f"{path}: no *.safetensors; allowed: model.safetensors, or parts with their index")
+            found = ", ".join(sorted(file.name for file in path.iterdir()))
+            raise DirectoryError(f"{path} holds {found}; allowed: model.safetensors, or parts of it with their index")
         self.path, self.open, self.file_of = path, {}, {}
         for file in files:
             try:

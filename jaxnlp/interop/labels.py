@@ -13,10 +13,15 @@ from jaxnlp.tasks.tagging import Tagging
 
 def task_of(head: type, settings: Mapping[str, Any], length: int) -> Any:
     """The task whose head that is; ValueError for several labels a text, or labels without a name."""
-    labels = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(settings.get("num_labels", 2))}
+    n = 2 if settings.get("num_labels") is None else settings["num_labels"]
+    if not isinstance(n, int) or n < 1:
+        raise ValueError(f"num_labels={n!r}; allowed: 1 and more")
+    labels = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(n)}
     if set(labels) != set(map(str, range(len(labels)))):
         raise ValueError(f"id2label={labels}; allowed: a name for each of 0 … {len(labels) - 1}")
     labels = tuple(str(labels[str(i)]) for i in range(len(labels)))
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"id2label={labels}; allowed: names that differ")
     if head is heads.Tagging:
         return Tagging(labels=labels, length=length, overlap=min(32, length // 4))
     if head is heads.NextSentence:

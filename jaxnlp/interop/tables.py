@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, get_type_hints
 
 import einops
@@ -23,17 +24,22 @@ def as_json(value: Any) -> bytes:
 
 
 def fields(
-    config: type, settings: Mapping[str, Any], same: Mapping[str, str], fixed: Mapping[str, tuple[Any, Any]]
+    config: type,
+    settings: Mapping[str, Any],
+    same: Mapping[str, str],
+    fixed: Mapping[str, tuple[Any, Any]],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The fields of our configuration that the settings of another say.
 
     `same` names settings and the fields that say the same, `fixed` settings that are of one form here: (that form, what
-    is meant where they are absent). ValueError for a setting that is absent, of another type or form, or at odds with
-    another.
+    is meant where they are absent or null); `defaults` says what is meant where others are absent. ValueError for a
+    setting that is absent, of another type or form, or at odds with another.
     """
-    types = get_type_hints(config)
+    types, settings = get_type_hints(config), {**defaults, **settings}
     for name, (allowed, default) in fixed.items():
-        if (found := settings.get(name, default)) != allowed:
+        found = default if settings.get(name) is None else settings[name]
+        if found != allowed:
             raise ValueError(f"{name}={found}; allowed: {allowed}")
     made = {}
     for theirs, ours in same.items():
