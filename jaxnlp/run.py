@@ -184,7 +184,8 @@ def load(
             raise ValueError(f"step={step!r}, ema={ema}, average={average} of {path}, which is no run; allowed: none")
         model = dataclasses.replace(found.config, **cast).build(found.task.heads)
         params = found.params(lambda path, x: jax.device_put(x, place(path, x)), dtype or jnp.float32)
-        return Run(model, params, found.tokenizer(), found.task)
+        tokenizer = found.tokenizer()
+        return Run(model, params, tokenizer, found.task_with(tokenizer))
     with explained(path):
         folder = open_run(path)
         experiment = folder.read_experiment()

@@ -37,6 +37,7 @@ from jaxnlp.models.heads import LanguageModel
 from jaxnlp.nn.blocks import unstack_layers
 from jaxnlp.tasks.embedding import Embedding
 from jaxnlp.tasks.inputs import template
+from jaxnlp.tasks.labelled import Texts
 
 FAMILIES = {**bert.DIALECTS, **gpt.DIALECTS, "marian": marian}  # by the model_type of config.json
 # Of the task, beside config.json: of transformers, and of sentence-transformers
@@ -120,6 +121,12 @@ class Directory:
                 message = f"{name}={self.settings[name]}; allowed: {found}, as the tokenizer beside it has it"
                 raise DirectoryError(f"{self.path}/config.json: {message}")
         return tokenizer
+
+    def task_with(self, tokenizer: Tokenizer) -> Any:
+        """The task, whose texts have the special tokens round them that this tokenizer puts there."""
+        if not isinstance(self.task, Texts) or self.family.ENDS:
+            return self.task
+        return dataclasses.replace(self.task, ends=tokenizer.adds_ends)
 
     def params(
         self,
@@ -231,7 +238,8 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
     settings |= family.ids(tokenizer)
     params = unstack_layers(params) if config.scan else params
     config, params = family.complete(dataclasses.replace(config, scan=False), params, heads)
-    files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, family.ENDS, config.n_positions)
+    ends = family.ENDS or (isinstance(task, Texts) and task.ends)
+    files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, ends, config.n_positions)
     if isinstance(task, Embedding):
         files |= {name: as_json(x) for name, x in sentences.files(task, config.d_model).items()}
     words, leaves, tensors = _words(config), flatten_dict(params, sep="/"), {}
@@ -265,7 +273,7 @@ def _tokenizer_files(tokenizer: Tokenizer, ends: bool, n_positions: int) -> dict
     own |= {f"{name}_token": tokenizer.token(id) for name, id in names.items() if id is not None}
     if form.segments:
         own["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    if ends and not whole.get("post_processor"):
+    if ends and not tokenizer.adds_ends:
         start, between, end = ([backend.id_to_token(id) for id in ids] for ids in form[:3])
         second = [f"{token}:{int(form.segments)}" for token in ("$B", *end)]
         processor = processors.TemplateProcessing(
@@ -273,7 +281,9 @@ def _tokenizer_files(tokenizer: Tokenizer, ends: bool, n_positions: int) -> dict
             pair=[*start, "$A", *between, *second],
             special_tokens=[(token, backend.token_to_id(token)) for token in {*start, *between, *end}],
         )
-        whole["post_processor"] = json.loads(processor.__getstate__())
+        template_of_ours, own_one = json.loads(processor.__getstate__()), whole.get("post_processor")
+        both = {"type": "Sequence", "processors": [own_one, template_of_ours]}
+        whole["post_processor"] = both if own_one else template_of_ours
     return {"tokenizer.json": as_json(whole), "tokenizer_config.json": as_json(own)}
 
 

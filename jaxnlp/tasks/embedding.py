@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.models.heads import pool
-from jaxnlp.tasks.inputs import by_length, fitted, parts, read
+from jaxnlp.tasks.inputs import by_length, fitted, parts, read, template
 from jaxnlp.tasks.task import Batch, Record
 
 
@@ -37,7 +37,7 @@ class Embedding:
     def features(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[Record]:
         """What the model reads of each."""
         ids = tokenizer.encode_batch([parts(text, ("text",))[0] for text in texts])
-        return fitted([(row,) for row in ids], tokenizer, self.length)
+        return fitted([(row,) for row in ids], template(tokenizer), self.length)
 
     def predict(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, texts: Sequence[str]

@@ -66,6 +66,9 @@ class Template(NamedTuple):
         return self.join(a, b)
 
 
+BARE = Template((), (), (), segments=False)  # nothing round a text: what transformers' GPT reads
+
+
 def template(tokenizer: Tokenizer) -> Template:
     marks = {tokenizer.token(id): (id,) for id in tokenizer.special_ids}
     if lacking := [name for name in MARKS if name not in marks]:
@@ -79,11 +82,13 @@ def template(tokenizer: Tokenizer) -> Template:
     return Template((tokenizer.bos_id,) if begins else (), between, end, tokenizer.token(end[0]) == "[SEP]")
 
 
-def fitted(
-    items: Sequence[Sequence[Tokens]], tokenizer: Tokenizer, length: int, *, quiet: bool = False
-) -> list[Record]:
-    """What the model reads of texts, or pairs of them, at most `length` tokens; a message says how many are cut."""
-    form = template(tokenizer)
+def fitted(items: Sequence[Sequence[Tokens]], form: Template, length: int, *, quiet: bool = False) -> list[Record]:
+    """What the model reads of texts, or pairs of them, at most `length` tokens; a message says how many are cut.
+
+    ValueError for what has no token.
+    """
+    if not (form.start or form.end) and not all(any(map(len, item)) for item in items):
+        raise ValueError("a text without a token to predict; allowed: one with a word, as nothing is put round it")
     cut = sum(sum(map(len, item)) > form.room(length, len(item)) for item in items)
     if cut and not quiet:
         print(f"{cut} of {len(items)} inputs are longer than {length} tokens and cut", file=sys.stderr)

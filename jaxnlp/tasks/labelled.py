@@ -11,6 +11,7 @@ Letters: B batch, C rows of an example, T length.
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import blocked_cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import by_length, fitted, outputs, parts, read, stacked
+from jaxnlp.tasks.inputs import BARE, by_length, fitted, outputs, parts, read, stacked, template
 from jaxnlp.tasks.task import Apply, Batch, Record, Sums, require
 
 
@@ -68,6 +69,9 @@ class Labelled:
             raise ValueError(f"task.auxiliary={self.auxiliary} with the model {name}, no decoder; allowed: 0, or a GPT")
 
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
+        if full := int((cache.lengths >= self.length).sum()):
+            count = f"{full:,} of {len(cache):,} examples"
+            print(f"{count} fill {self.length} tokens; of longer texts the end is cut off", file=sys.stderr)
         options = {"batch_size": batch_size, "max_length": self.length, "buckets": self.buckets, "seed": seed}
         made = batches.padded(cache, pad_id=tokenizer.pad_id, **options)
         return batches.Mapped(made, with_next) if self.auxiliary else made
@@ -131,6 +135,7 @@ class Texts(Labelled):
     text: str = "text"  # the feature that holds the text
     pair: str | None = None  # the feature that holds a second text
     symmetric: bool = False  # a pair is read in both orders, as neither text comes first (Radford et al., 2018, 3.3)
+    ends: bool = True  # special tokens stand round the texts (see inputs.py); False: none, as in transformers' GPTs
 
     def __post_init__(self):
         super().__post_init__()
@@ -143,7 +148,7 @@ class Texts(Labelled):
 
     @property
     def key(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("text", "pair", "label", "length", "symmetric")}
+        own = {name: getattr(self, name) for name in ("text", "pair", "label", "length", "symmetric", "ends")}
         return {"task": type(self).__name__.lower(), **own}
 
     @property
@@ -161,9 +166,10 @@ class Texts(Labelled):
         texts = [parts(item, (*names, "a second") if two[i] else names) for i, item in enumerate(items)]
         ids = iter(tokenizer.encode_batch([text for item in texts for text in item]))
         sides = [[next(ids) for _ in item] for item in texts]
-        orders = [fitted(sides, tokenizer, self.length, quiet=quiet)]
+        form = template(tokenizer) if self.ends else BARE
+        orders = [fitted(sides, form, self.length, quiet=quiet)]
         if self.symmetric:
-            orders.append(fitted([item[::-1] for item in sides], tokenizer, self.length, quiet=True))
+            orders.append(fitted([item[::-1] for item in sides], form, self.length, quiet=True))
         return [list(records) for records in zip(*orders, strict=True)]
 
     def features(self, items: Sequence[Any], tokenizer: Tokenizer, *, quiet: bool = False) -> list[Record]:

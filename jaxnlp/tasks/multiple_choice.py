@@ -22,7 +22,7 @@ from flax import linen as nn
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import fitted, stacked
+from jaxnlp.tasks.inputs import fitted, stacked, template
 from jaxnlp.tasks.labelled import Labelled
 from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, number, require
 
@@ -126,7 +126,7 @@ class MultipleChoice(Labelled):
         contexts = tokenizer.encode_batch([context for context, _ in sides])
         choices = iter(tokenizer.encode_batch([choice for _, choices in sides for choice in choices]))
         pairs = [(context, next(choices)) for context, (_, texts) in zip(contexts, sides, strict=True) for _ in texts]
-        records = iter(fitted(pairs, tokenizer, self.length, quiet=quiet))
+        records = iter(fitted(pairs, template(tokenizer), self.length, quiet=quiet))
         return [[next(records) for _ in texts] for _, texts in sides]
 
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:

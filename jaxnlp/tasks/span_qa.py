@@ -23,6 +23,7 @@ A whole set is scored as the scripts of SQuAD 1.1 and, with `no_answer`, 2.0 do 
 import bisect
 import dataclasses
 import functools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -149,6 +150,9 @@ class SpanQA:
                 f"{self.max_question_tokens} of the question; allowed: more than task.stride={self.stride}"
             )
         questions = tokenizer.encode_batch([question for question, _ in items])
+        if cut := sum(len(question) > self.max_question_tokens for question in questions):
+            most = f"{self.max_question_tokens} tokens"
+            print(f"{cut} of {len(items)} questions are longer than {most} and cut", file=sys.stderr)
         contexts = tokenizer.offsets([context for _, context in items])
         for (_, context), question, (ids, offsets) in zip(items, questions, contexts, strict=True):
             question = question[: self.max_question_tokens]

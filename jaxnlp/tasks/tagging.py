@@ -13,6 +13,7 @@ where it is further from the border, in training and in predictions.
 import dataclasses
 import functools
 import re
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -120,7 +121,10 @@ class Tagging:
         ids = iter(_encoded(sentences, tokenizer))
         found = []
         for words in sentences:
-            tokens = [next(ids)[:room] for _ in words]
+            tokens = [next(ids) for _ in words]
+            if long := [word for word, of_word in zip(words, tokens, strict=True) if len(of_word) > room]:
+                print(f"the word {long[0][:40]!r}… has more than {room} tokens and is cut", file=sys.stderr)
+            tokens = [of_word[:room] for of_word in tokens]
             found.append([_window(tokens, part, form) for part in parts(list(map(len, tokens)), room, self.overlap)])
         return found
 

@@ -24,11 +24,14 @@ from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.embedding import Embedding
 from jaxnlp.tasks.inputs import template
 from jaxnlp.tasks.regression import Regression
+from jaxnlp.tasks.tagging import Tagging
 from jaxnlp.training.experiment import Data, Experiment
 from jaxnlp.training.folder import FolderError
 
 ORACLE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "golden" / "bert_family.py"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# As roberta-base has it, whose vocabulary holds all of GPT-2's, its end too: a word like any other
+ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "\u0120", *LETTERS, "<|endoftext|>", "<mask>"]
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +42,9 @@ def golden():
 def tokenizer_of(name):
     if not name.startswith("Roberta"):
         return WordPiece(vocab_size=ORACLE["V"]).build([" ".join(LETTERS)])
-    tokens = ["<s>", "<pad>", "</s>", "<unk>", *LETTERS, "<mask>"]
-    backend = Backend(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.add_special_tokens(["<s>", "<pad>", "</s>", "<mask>"])
+    backend = Backend(models.BPE({token: i for i, token in enumerate(ROBERTA)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     return Tokenizer(backend)
 
 
@@ -150,6 +152,48 @@ def test_a_masked_lm_with_the_next_sentence_is_the_whole_pretraining(tmp_path, g
     )
 
 
+def test_robertas_own_files_are_read(tmp_path, golden):
+    """vocab.json and merges.txt, and a word that was added."""
+    path = written(tmp_path / "in", "RobertaModel", golden)
+    whole = Tokenizer.load(path)
+    (path / "tokenizer.json").unlink()
+    (path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(ROBERTA)}))
+    (path / "merges.txt").write_text("#version: 0.2\n")
+    (path / "added_tokens.json").write_text(json.dumps({"<mask>": len(ROBERTA) - 1, "covid": len(ROBERTA)}))
+    parts = jaxnlp.load(path).tokenizer
+    for name in ("bos_id", "eos_id", "pad_id", "mask_id", "special_ids"):
+        assert getattr(parts, name) == getattr(whole, name), name
+    assert template(parts) == ((0,), (2, 2), (2,), False)
+    assert parts.encode("a covid b") == [5, 4, len(ROBERTA), 4, 6]
+    (path / "added_tokens.json").write_text(json.dumps({"covid": 99}))
+    with pytest.raises(ValueError, match=f"added_tokens.json: 'covid' is 99; allowed: {len(ROBERTA)}, after the voc"):
+        jaxnlp.load(path)
+
+
+def test_a_pooler_that_nothing_reads_is_left(tmp_path, golden):
+    """RoBERTa's class has its own; one that a class needs is missing by name."""
+    name = "RobertaForSequenceClassification"
+    more = lambda t: t | {f"roberta.pooler.dense.{end}": np.ones(1, np.float32) for end in ("weight", "bias")}  # noqa: E731
+    run = jaxnlp.load(written(tmp_path / "more", name, golden, more))
+    assert_equal_outputs(name, run.apply(inputs(name)), outputs(name, golden))
+    for name, stem in (("BertForNextSentencePrediction", "pooler"), ("DistilBertForMultipleChoice", "pre_classifier")):
+        less = lambda t: {key: x for key, x in t.items() if stem not in key}  # noqa: B023, E731
+        with pytest.raises(DirectoryError, match=rf"at 2 tensors:\n.*{stem}.*weight: missing\n.*{stem}.*bias: missing"):
+            jaxnlp.load(written(tmp_path / name, name, golden, less))
+
+
+def test_settings_that_are_absent_or_null_are_the_usual(tmp_path, golden):
+    nulls = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
+    name = "RobertaForTokenClassification"
+    run = jaxnlp.load(written(tmp_path / "null", name, golden, **nulls))
+    assert_equal_outputs(name, run.apply(inputs(name)), outputs(name, golden))
+    path = written(tmp_path / "absent", "BertModel", golden)
+    settings = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({k: x for k, x in settings.items() if k != "layer_norm_eps"}))
+    (path / "tokenizer_config.json").write_text(json.dumps({"num_hidden_layers": 7}))  # is no setting of the model
+    assert jaxnlp.load(path).config.epsilon == 1e-12
+
+
 def test_labels_make_the_task(tmp_path, golden):
     names = {"id2label": {"1": "good", "0": "bad", "2": "so so"}}
     run = jaxnlp.load(written(tmp_path / "a", "BertForSequenceClassification", golden, **names))
@@ -174,6 +218,9 @@ def test_one_label_is_a_number(tmp_path, golden):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["problem_type"] == "regression"
 
 
+NORMALIZE = "Normalize"
+
+
 def test_pooling_is_that_of_sentence_transformers(tmp_path, golden):
     path = written(tmp_path / "in", "BertModel", golden)
     assert jaxnlp.load(path).task == Embedding(length=ORACLE["T"])
@@ -186,6 +233,23 @@ def test_pooling_is_that_of_sentence_transformers(tmp_path, golden):
     ids = [run.tokenizer.bos_id, *run.tokenizer.encode("a b c d"), run.tokenizer.eos_id]
     hidden = run.apply({"input_ids": jnp.array([ids])})["last_hidden_state"][0]
     np.testing.assert_allclose(found["embedding"], hidden.max(0), rtol=1e-5)
+    (path / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.models.{NORMALIZE}"}]))
+    run = jaxnlp.load(path)
+    jaxnlp.export(run, tmp_path / "out")
+    again = jaxnlp.load(tmp_path / "out")
+    assert again.task == run.task == Embedding(pooling="max", length=6, normalize=True)
+    modules = json.loads((tmp_path / "out" / "modules.json").read_text())
+    assert [module["type"].rpartition(".")[2] for module in modules] == ["Transformer", "Pooling", NORMALIZE]
+    assert (tmp_path / "out" / modules[1]["path"] / "config.json").is_file()
+    (path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
+    with pytest.raises(DirectoryError, match="modules.json: the module Dense; allowed: Transformer, Pooling, Normal"):
+        jaxnlp.load(path)
+    (path / "modules.json").unlink()
+    for mode in ("pooling_mode_mean_tokens", "pooling_mode_mean_sqrt_len_tokens"):
+        both = {"pooling_mode_max_tokens": mode.endswith("mean_tokens"), mode: True}
+        (path / "1_Pooling" / "config.json").write_text(json.dumps(both))
+        with pytest.raises(DirectoryError, match=rf"1_Pooling: .*{mode}; allowed: one of pooling_mode_cls_token"):
+            jaxnlp.load(path)
 
 
 def test_fine_tuning_keeps_the_body_and_the_pooler(tmp_path, golden):
@@ -226,6 +290,50 @@ def test_a_name_on_the_hub_does_as_well_as_a_folder(tmp_path, golden, monkeypatc
         jaxnlp.load("runs/other")  # beside other runs: nobody is asked
 
 
+def test_what_a_run_is_asked_wrongly_is_named(tmp_path, golden):
+    run = jaxnlp.load(written(tmp_path / "in", "BertForSequenceClassification", golden))
+    ids = [[2, 5, 3], [2, 6, 3]]
+    np.testing.assert_array_equal(
+        run.apply({"input_ids": ids}, outputs="attentions")["logits"], run.apply({"input_ids": np.array(ids)})["logits"]
+    )
+    for inputs, message in (
+        ({"attention_mask": [[1, 1], [1, 1], [1, 1]]}, r"attention_mask has shape \(3, 2\); allowed: \(2, 3\), as inp"),
+        ({"token_type_ids": [[0, 0, 5]] * 2}, r"token_type_ids holds 5; allowed: 0 … 1 \(model.n_segments=2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run.apply({"input_ids": ids} | inputs)
+    with pytest.raises(ValueError, match="found 'a b' to predict; allowed: a list of such items"):
+        run.predict("a b")
+    with pytest.raises(ValueError, match="the task Tagging of a run with Classification; allowed: a task of what"):
+        run.predict(["a"], task=Tagging(labels=("O",)))
+    with pytest.raises(ValueError, match="Embedding measures nothing; allowed: task=, one that does"):
+        jaxnlp.evaluate(run, task=Embedding(), source=[{"text": "a"}])
+    with pytest.raises(ValueError, match="dtype='int8'; allowed: float32, bfloat16"):
+        jaxnlp.load(tmp_path / "in", dtype="int8")
+
+
+def test_files_that_are_no_safetensors_are_listed(tmp_path, golden):
+    path = written(tmp_path / "in", "BertModel", golden)
+    (path / "model.safetensors").rename(path / "tf_model.h5")
+    with pytest.raises(DirectoryError, match="holds config.json, tf_model.h5, tokenizer.json; allowed: model.safet"):
+        jaxnlp.load(path)
+    whole = (path / "tf_model.h5").read_bytes()
+    for part in (b"", whole[:100], whole[:-1]):
+        (path / "model.safetensors").write_bytes(part)
+        with pytest.raises(DirectoryError, match="model.safetensors: cannot be read, perhaps cut off or damaged"):
+            jaxnlp.load(path)
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForSequenceClassification", "BertForTokenClassification"])
+def test_a_very_long_text_has_a_result(name, tmp_path, golden):
+    run = jaxnlp.load(written(tmp_path / "in", name, golden))
+    (found,) = run.predict(["a b " * 50_000])
+    if name == "BertForTokenClassification":  # in windows: a tag a word
+        assert len(found["words"]) == 100_000
+    else:  # its beginning
+        assert found == run.predict(["a b " * run.task.length])[0]
+
+
 def test_half_precision_is_read_and_shards_are_joined(tmp_path, golden):
     halved = lambda t: {key: x.astype(jnp.bfloat16) for key, x in t.items()}  # noqa: E731
     path = written(tmp_path / "in", "BertModel", golden, halved)
@@ -263,6 +371,10 @@ def test_half_precision_is_read_and_shards_are_joined(tmp_path, golden):
         ("BertModel", {"model_type": ["bert"]}, r"model_type=\['bert'\]; allowed: bert, roberta"),
         ("BertForTokenClassification", {"id2label": {"0": "O", "2": "B"}}, "id2label=.*; allowed: a name for each of"),
         ("BertForTokenClassification", {"id2label": ["O", "B"]}, "id2label=.*; allowed: a name for each of 0 … 1"),
+        ("BertForTokenClassification", {"id2label": {"0": "O", "1": "O"}}, "id2label=.*; allowed: names that differ"),
+        ("BertForTokenClassification", {"id2label": None, "num_labels": "3"}, "num_labels='3'; allowed: 1 and more"),
+        ("BertForTokenClassification", {"architectures": None}, "BertModel as .*, without saying which of the archit"),
+        ("BertForMaskedLM", {"tie_word_embeddings": False}, "tie_word_embeddings=False; allowed: True"),
         ("BertModel", {"vocab_size": 36}, r"at 1 tensor:\n  embeddings.word_embeddings.weight: shape \(37, 8\); .*36"),
     ],
 )

@@ -147,6 +147,27 @@ def test_what_speaks_generates(name, tmp_path, golden):
     assert text.split() == run.tokenizer.decode(told).split()
 
 
+def test_a_class_reads_what_transformers_reads(tmp_path, golden):
+    """transformers' tokenizer puts nothing round a text, unless it was written so: then an end, here as there."""
+    run = jaxnlp.load(written(tmp_path / "in", "GPT2ForSequenceClassification", golden))
+    eos, ids = run.tokenizer.eos_id, run.tokenizer.encode("a b c")
+    for ends in (False, True):
+        run = dataclasses.replace(run, task=dataclasses.replace(run.task, ends=ends))
+        jaxnlp.export(run, tmp_path / f"{ends}")
+        read = Backend.from_file(str(tmp_path / f"{ends}" / "tokenizer.json")).encode("a b c").ids
+        assert read == [*ids, *([eos] if ends else [])]
+        logits = np.asarray(run.apply({"input_ids": [read]})["logits"][0], np.float64)
+        again = jaxnlp.load(tmp_path / f"{ends}")
+        assert again.task.ends == ends
+        (found,) = again.predict(["a b c"])
+        np.testing.assert_allclose(list(found["scores"].values()), np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
+    with pytest.raises(ValueError, match="a text without a token to predict; allowed: one with a word"):
+        jaxnlp.load(tmp_path / "False").predict(["a", ""])
+    both = dataclasses.replace(run.task, pair="b", symmetric=True)
+    with pytest.raises(ValueError, match="task.symmetric=True, whose two orders transformers does not add up"):
+        jaxnlp.export(dataclasses.replace(run, task=both), tmp_path / "both")
+
+
 def test_a_language_model_beside_a_class_leaves_nothing_to_write(tmp_path, golden):
     name = "GPT2ForSequenceClassification"
     run = jaxnlp.load(written(tmp_path / "in", name, golden))

@@ -14,6 +14,8 @@ from jaxnlp.tasks.embedding import Embedding, search
 from jaxnlp.tasks.inputs import by_length, parts, template
 from jaxnlp.tasks.multiple_choice import MultipleChoice
 from jaxnlp.tasks.regression import Regression
+from jaxnlp.tasks.span_qa import SpanQA
+from jaxnlp.tasks.tagging import Tagging
 from jaxnlp.training.step import measure
 
 CONFIG = bert.Config(vocab_size=40, n_positions=32, n_layers=1, d_model=8, n_heads=2)
@@ -121,6 +123,17 @@ def test_a_text_is_not_cut_in_silence(task, items, pieces, capsys):
     assert f"1 of {len(items)} inputs are longer than 16 tokens and cut" in capsys.readouterr().err
     task.predict(model, params, pieces, items[:1] if len(items) > 1 else [("a", ["b " * 12])])
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_cut_of_a_question_or_a_word_is_said(pieces, capsys):
+    for task, item, message in (
+        (SpanQA(length=16, stride=2, max_question_tokens=4), ("a " * 5, "b"), "1 of 1 questions are longer than 4 tok"),
+        (Tagging(labels=("O",), length=8, overlap=1), ["a" * 7], "the word 'aaaaaaa'… has more than 6 tokens"),
+    ):
+        model = CONFIG.build(task.heads)
+        params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        task.predict(model, params, pieces, [item])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("item", [None, 5, b"a", [1, 2], {"text": None}])
