@@ -40,8 +40,10 @@ from jaxnlp.tasks.inputs import template
 from jaxnlp.tasks.labelled import Texts
 
 FAMILIES = {**bert.DIALECTS, **gpt.DIALECTS, "marian": marian}  # by the model_type of config.json
-# Of the task, beside config.json: of transformers, and of sentence-transformers
-OF_TASK = ("generation_config.json", "sentence_bert_config.json", "1_Pooling/config.json")
+OF_TASK = (  # a later one's count
+    *("tokenizer_config.json", "config.json", "generation_config.json"),
+    *("sentence_bert_config.json", "1_Pooling/config.json"),  # of sentence-transformers
+)
 FILES = ("*.json", "*.safetensors", "*.txt", "*.spm", "*.bpe")  # of a directory
 ON_HUB = r"\w[\w.-]*(/\w[\w.-]*)?"  # a model's name there
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -102,7 +104,7 @@ class Directory:
         self.named = bool(settings.get("architectures"))
         with self._tensors() as tensors:
             names = tensors.shapes.keys()
-        of_task = functools.reduce(operator.or_, map(self._json, OF_TASK), self.settings)
+        of_task = functools.reduce(operator.or_, map(self._json, OF_TASK)) | {"architectures": made[0]}
         with self._reading("config.json"):
             self.config = self.family.config(self.settings, names)
         with self._reading("modules.json"):

@@ -1,8 +1,10 @@
 """What a directory of sentence-transformers has beside its body: how token states become a text's vector.
 
-modules.json                  Transformer, Pooling and, where vectors have length 1, Normalize
-1_Pooling/config.json         the one pooling that is true
-sentence_bert_config.json     max_seq_length
+    modules.json                  Transformer, Pooling and, where vectors have length 1, Normalize
+    1_Pooling/config.json         {"pooling_mode": "mean"}, in older releases {"pooling_mode_mean_tokens": true}
+    sentence_bert_config.json     max_seq_length, or else tokenizer_config.json model_max_length
+
+It is written in the older form, which all releases read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +12,10 @@ from typing import Any
 
 from jaxnlp.tasks.embedding import Embedding
 
-POOLINGS = {
-    "pooling_mode_cls_token": "first",
-    "pooling_mode_lasttoken": "last",
+POOLINGS = {"cls": "first", "lasttoken": "last", "mean": "mean", "max": "max"}
+FLAGS = {  # the older form's
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "lasttoken",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
 }
@@ -30,11 +33,14 @@ def read_modules(modules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def task_of(settings: Mapping[str, Any], length: int) -> Embedding:
     """The mean where nothing is said; ValueError for several poolings at once, and for others."""
     on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
-    if len(on) > 1 or not set(on) <= POOLINGS.keys():
-        raise ValueError(f"1_Pooling: {', '.join(on)}; allowed: one of {', '.join(POOLINGS)}")
-    longest = min(settings.get("max_seq_length") or length, length)
-    pooling = POOLINGS[on[0]] if on else "mean"
-    return Embedding(pooling=pooling, normalize=settings.get("normalize", False), length=longest)
+    mode = settings.get("pooling_mode") or [FLAGS.get(name, name) for name in on] or "mean"
+    modes = [mode] if isinstance(mode, str) else mode
+    if len(modes) > 1 or modes[0] not in POOLINGS:
+        raise ValueError(f"1_Pooling: {', '.join(modes)}; allowed: one of {', '.join(POOLINGS)}")
+    most = settings.get("max_seq_length") or settings.get("model_max_length") or length
+    return Embedding(
+        pooling=POOLINGS[modes[0]], normalize=settings.get("normalize", False), length=int(min(most, length))
+    )
 
 
 def files(task: Embedding, width: int) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def files(task: Embedding, width: int) -> dict[str, Any]:
         {"idx": i, "name": str(i), "path": MODULES[name], "type": f"sentence_transformers.models.{name}"}
         for i, name in enumerate(names)
     ]
-    modes = {name: pooling == task.pooling for name, pooling in POOLINGS.items()}
+    modes = {name: POOLINGS[mode] == task.pooling for name, mode in FLAGS.items()}
     return {
         "modules.json": modules,
         "1_Pooling/config.json": {"word_embedding_dimension": width, **modes},

@@ -245,10 +245,18 @@ def test_pooling_is_that_of_sentence_transformers(tmp_path, golden):
     with pytest.raises(DirectoryError, match="modules.json: the module Dense; allowed: Transformer, Pooling, Normal"):
         jaxnlp.load(path)
     (path / "modules.json").unlink()
-    for mode in ("pooling_mode_mean_tokens", "pooling_mode_mean_sqrt_len_tokens"):
-        both = {"pooling_mode_max_tokens": mode.endswith("mean_tokens"), mode: True}
-        (path / "1_Pooling" / "config.json").write_text(json.dumps(both))
-        with pytest.raises(DirectoryError, match=rf"1_Pooling: .*{mode}; allowed: one of pooling_mode_cls_token"):
+    (path / "sentence_bert_config.json").unlink()  # as newer releases write it
+    (path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 5}))
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    assert jaxnlp.load(path).task == Embedding(pooling="first", length=5)
+    for mode in (
+        {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True},
+        {"pooling_mode_mean_sqrt_len_tokens": True, "pooling_mode_max_tokens": False},
+        {"pooling_mode": ["max", "mean"]},
+        {"pooling_mode": "weightedmean"},
+    ):
+        (path / "1_Pooling" / "config.json").write_text(json.dumps(mode))
+        with pytest.raises(DirectoryError, match=r"1_Pooling: .*; allowed: one of cls, lasttoken, mean, max"):
             jaxnlp.load(path)
 
 
