@@ -191,7 +191,11 @@ def evaluate(
     import jaxnlp
 
     loaded = jaxnlp.load(run, step=step, ema=ema, average=average)
-    source = None if loaded.experiment is None else loaded.experiment.data.validation
+    if loaded.experiment is None:
+        raise ValueError(
+            f"{run} is no run, and names no data; allowed: a run, or jaxnlp.evaluate(…, source=) in Python"
+        )
+    source = loaded.experiment.data.validation
     if split is not None:
         if not hasattr(source, "split"):
             raise ValueError(f"--split={split}: the run's data are {source!r}, without splits; leave --split out")
