@@ -4,11 +4,11 @@
         [--sets sst2,nsmc,sick_entailment,sick_relatedness,wnut17,squad,comve] [--steps N] [--rows N] [--lr X]
         [--seeds 1 2 3] [--scored N]
 
-DIR is a BERT as transformers writes it. Each experiment's own batches and learning rates go to the peer, transformers'
-AutoModelFor… in PyTorch, eager, with AdamW, fused; ten steps of one side follow ten of the other. Initial values of the
-heads and dropout are each side's own. What the peer has learned is saved as its directory, and jaxnlp scores both: the
-task's metrics over the first N examples of the validation part. Printed are these of each seed, their mean and standard
-deviation over the seeds, and each side's median step.
+DIR is a BERT as transformers writes it. Each experiment's own batches, learning rates and initial parameters, the head
+among them, go to the peer, transformers' AutoModelFor… in PyTorch, eager, with AdamW, fused; ten steps of one side
+follow ten of the other. Dropout is each side's own. What the peer has learned is saved as its directory, and jaxnlp
+scores both: the task's metrics over the first N examples of the validation part. Printed are these of each seed, their
+mean and standard deviation over the seeds, and each side's median step.
 """
 
 import argparse
@@ -89,7 +89,7 @@ class Ours:
 class Theirs:
     """The same in PyTorch."""
 
-    def __init__(self, path: str, pretrained: str, kind: str, n_labels: int | None, seed: int, rates: list[float]):
+    def __init__(self, path: str, initial: str, kind: str, seed: int, rates: list[float]):
         import numpy as np
         import torch
         import transformers
@@ -97,8 +97,7 @@ class Theirs:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.manual_seed(seed)
         self.batches, self.kind, self.rates = np.load(path), kind, rates
-        sizes = {} if n_labels is None else {"num_labels": n_labels}
-        self.model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(pretrained, **sizes).train()
+        self.model = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(initial).train()
         plain = lambda name: name.endswith("bias") or "LayerNorm" in name  # noqa: E731
         groups = [
             {"params": [p for name, p in self.model.named_parameters() if plain(name) == undecayed], "weight_decay": d}
@@ -171,7 +170,6 @@ def compare(name: str, args: argparse.Namespace, other: peer.Peer) -> None:
         batch_size=args.rows or made.batch_size,
         optim=dataclasses.replace(made.optim, lr=args.lr or made.optim.lr),
     )
-    labels = getattr(made.task, "labels", ("score",) if kind == "SequenceClassification" else None)
     held_out = open_source(made.data.validation, args.data_dir)
     held_out = [held_out[i] for i in range(min(len(held_out), args.scored or len(held_out)))]
     seconds, scores = {"jaxnlp": [], "transformers": []}, {"jaxnlp": [], "transformers": []}
@@ -180,8 +178,8 @@ def compare(name: str, args: argparse.Namespace, other: peer.Peer) -> None:
         rates = [float(schedule(made.optim, made.steps)(i)) for i in range(made.steps)]
         with tempfile.TemporaryDirectory() as folder:
             np.savez(path := f"{folder}/batches.npz", **ours.batches)
-            given = {"path": path, "pretrained": args.pretrained, "kind": kind, "seed": seed, "rates": rates}
-            other.ask(what="begin", n_labels=None if labels is None else len(labels), **given)
+            jaxnlp.export(ours.run(), initial := f"{folder}/initial")
+            other.ask(what="begin", path=path, initial=initial, kind=kind, seed=seed, rates=rates)
             for start in range(0, made.steps, TURN):
                 n = min(TURN, made.steps - start)
                 seconds["jaxnlp"].append(ours.train(start) / n)
