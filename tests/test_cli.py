@@ -208,6 +208,9 @@ def test_generate_prints_samples_choices_and_details(run, capsys):
     assert cli.main([*few, "--n-beams", "2", "--details"]) == 0
     (found,) = loaded.generate(["to be"], max_new_tokens=6, n_beams=2, details=True)
     assert json.loads(capsys.readouterr().out) == {"prompt": "to be", **found}
+    assert cli.main([*few, "--banned", "o", "--forced", "be", "--window", "4"]) == 0
+    (text,) = loaded.generate(["to be"], max_new_tokens=6, banned=["o"], forced=["be"], window=4)
+    assert capsys.readouterr().out == f"to be{text}\n" and "be" in text and "o" not in text
     assert cli.main([*few, "--n-beams", "2", "--top-k", "3"]) == 2
     assert "error: n_beams=2 with top_k=3; allowed: one of the two" in capsys.readouterr().err
 
