@@ -288,6 +288,7 @@ def generate(
     }
     loaded = jaxnlp.load(run, step=step, ema=ema, average=average, dtype=dtype)
     if n_samples is n_beams is choices is None and not details:
+        loaded.tokenizer.encode(prompt)  # what cannot be read cannot be printed
         print(prompt, end="", flush=True)
         loaded.generate([prompt], on_text=lambda row, piece: print(piece, end="", flush=True), **options)
         return print()
@@ -313,7 +314,7 @@ def predict(
     """
     import jaxnlp
 
-    with sys.stdin if file is None else file.open(encoding="utf-8") as lines:
+    with sys.stdin if file is None else file.open(encoding="utf-8", errors="surrogateescape") as lines:
         loaded = jaxnlp.load(run, step=step, ema=ema, average=average)
         items = (_item(line.rstrip("\n")) for line in lines)
         while rows := list(itertools.islice(items, ROWS)):

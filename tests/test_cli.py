@@ -1,5 +1,6 @@
 """The command line: options from an experiment's signature and fields, mistakes, and each command on a tiny run."""
 
+import dataclasses
 import io
 import json
 import re
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from jaxnlp import cli
+from jaxnlp.tasks.prompting import Prompting
 from jaxnlp.training import loop
 
 EXPERIMENT = '''
@@ -206,8 +208,26 @@ def test_generate_prints_samples_choices_and_details(run, capsys):
     assert cli.main([*few, "--n-beams", "2", "--details"]) == 0
     (found,) = loaded.generate(["to be"], max_new_tokens=6, n_beams=2, details=True)
     assert json.loads(capsys.readouterr().out) == {"prompt": "to be", **found}
+    assert cli.main([*few, "--banned", "o", "--forced", "be", "--window", "4"]) == 0
+    (text,) = loaded.generate(["to be"], max_new_tokens=6, banned=["o"], forced=["be"], window=4)
+    assert capsys.readouterr().out == f"to be{text}\n" and "be" in text and "o" not in text
     assert cli.main([*few, "--n-beams", "2", "--top-k", "3"]) == 2
     assert "error: n_beams=2 with top_k=3; allowed: one of the two" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text_are_refused(run, tmp_path, monkeypatch, capsys):
+    """As an argument, which Python gives with a half surrogate for each such byte, and in a file."""
+    assert cli.main(["generate", run, "--prompt", "to \udcff be"]) == 2
+    captured = capsys.readouterr()
+    assert "error: the text 'to \\udcff be' is not valid Unicode" in captured.err and not captured.out
+
+    import jaxnlp
+
+    loaded, task = jaxnlp.load(run), Prompting(prompt="{text}", choices=("a", "b"))
+    monkeypatch.setattr(jaxnlp, "load", lambda path, **options: dataclasses.replace(loaded, task=task))
+    (tmp_path / "texts.txt").write_bytes(b"to be\nto \xff be\n")
+    assert cli.main(["predict", run, str(tmp_path / "texts.txt")]) == 2
+    assert "error: the text 'to \\udcff be' is not valid Unicode" in capsys.readouterr().err
 
 
 def test_predict_without_a_task_for_it(run, monkeypatch, capsys):

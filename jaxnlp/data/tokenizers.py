@@ -23,7 +23,7 @@ import functools
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,11 +56,13 @@ class Tokenizer:
         self.backend = backend
 
     def encode(self, text: str) -> list[int]:
+        """TypeError of what is no string, ValueError of one that is not valid Unicode."""
+        (text,) = valid([text])
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, one thread a core."""
-        return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        return [e.ids for e in self.backend.encode_batch(list(valid(texts)), add_special_tokens=False)]
 
     @property
     def gives_places(self) -> bool:
@@ -78,7 +80,7 @@ class Tokenizer:
         """
         if not self.gives_places:
             raise ValueError("the tokenizer is a SentencePiece model, which gives no places; allowed: tokenizer.json")
-        found = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        found = self.backend.encode_batch(list(valid(texts)), add_special_tokens=False)
         return [(e.ids, _with_marks(text, e.offsets)) for text, e in zip(texts, found, strict=True)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -367,7 +369,25 @@ class TokenizerFile:
 
 def build(spec: ByteBPE | WordPiece | Characters | Pair | TokenizerFile, texts: Iterable[str] = ()) -> Tokenizer:
     """The tokenizer that a specification describes, trained on the texts where it is trained at all."""
-    return spec.build(texts)
+    return spec.build(valid(texts))
+
+
+def valid(texts: Iterable[Any]) -> Iterator[str]:
+    """The texts, one by one. TypeError of what is no string, ValueError of one with half a surrogate pair.
+
+    Such halves stand for bytes that are no UTF-8, in a command's arguments and wherever errors="surrogateescape" is.
+    """
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"the text {str(text)[:80]!r} is a {type(text).__name__}; allowed: a str")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                around = text[max(error.start - 20, 0) : error.start + 20]
+                found = f"the text {around!r} is not valid Unicode: {text[error.start]!r} is half a character"
+                raise ValueError(f"{found}; allowed: whole ones, as text.encode(errors='replace').decode()") from error
+        yield text
 
 
 def _with_marks(text: str, places: list[tuple[int, int]]) -> list[tuple[int, int]]:

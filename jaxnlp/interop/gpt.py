@@ -81,6 +81,8 @@ class Dialect:
 
     def config(self, settings: Mapping[str, Any], names: Container[str]) -> gpt.Config:
         double = heads.Choice in self.ARCHITECTURES[settings["architectures"]]
+        if settings.get("activation_function") == "gelu_pytorch_tanh":  # another name of the same
+            settings = {**settings, "activation_function": "gelu_new"}
         made = fields(
             gpt.Config,
             {"n_inner": None, "intermediate_size": None, **settings},

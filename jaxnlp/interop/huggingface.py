@@ -228,8 +228,9 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
         )
     family, heads = FAMILIES[kind], task.heads
     made = _classes(family, heads)
-    if not made:  # of a language model beside another head nothing has to be kept: it has no parameters
-        heads = tuple(head for head in heads if not isinstance(head, LanguageModel))
+    if not made:  # a language model beside another head has no parameters: it is kept, or there, in what can have it
+        others = tuple(head for head in heads if not isinstance(head, LanguageModel))
+        heads = others if _classes(family, others) else (LanguageModel(), *others)
         made = _classes(family, heads)
     if not made:
         raise ValueError(f"a {kind} with the heads {task.heads}; transformers has: {', '.join(family.ARCHITECTURES)}")

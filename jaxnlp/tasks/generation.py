@@ -10,8 +10,9 @@ Letters: B batch, P prompt's bucket, N new tokens' bucket, V vocabulary.
 
 import dataclasses
 import functools
+import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from jaxnlp.nn.blocks import unstack_layers
 from jaxnlp.nn.cache import widened
 from jaxnlp.tasks import beams, scoring
 from jaxnlp.tasks.streaming import Row
+from jaxnlp.tasks.task import whole
 
 CHUNK = 8  # tokens between two looks at the text for a stop string: each look is a round trip to the device
 
@@ -80,19 +82,22 @@ def generate(
             it is whole, and the beginning of a stop string when it has turned out to be something else. With
             n_samples, row counts the texts of all prompts.
     """
-    if isinstance(prompts, str):
-        raise TypeError(f"prompts is one string, {prompts[:40]!r}; allowed: a list of strings")
-    for name, value in (("max_new_tokens", max_new_tokens), ("n_samples", n_samples), ("n_beams", n_beams)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}; allowed: 1 and more")
-    stop = [stop] if isinstance(stop, str) else stop
+    counts = {"max_new_tokens": max_new_tokens, "n_samples": n_samples, "n_beams": n_beams, "top_k": top_k}
+    for name, value in {**counts, "seed": seed, "window": window}.items():
+        if value is not None:
+            whole(name, value, 1 if name in counts else None)
+    if not math.isfinite(length_penalty):
+        raise ValueError(f"length_penalty={length_penalty}; allowed: finite numbers")
+    prompts, banned, forced = _texts("prompts", prompts), _texts("banned", banned), _texts("forced", forced)
+    stop = _texts("stop", [stop] if isinstance(stop, str) else stop)
     if not all(stop):
         raise ValueError(f"stop={stop!r} holds an empty string; allowed: strings of one character and more")
     sampling = {"temperature": None if temperature in (0, 1) else temperature, "top_k": top_k, "top_p": top_p}
     sampling |= {"n_samples": n_samples, "window": window, "on_text": on_text}
     if choices is not None:
         others = {"n_beams": n_beams, "banned": banned, "forced": forced, "stop": stop, "processors": processors}
-        _refuse("choices", sampling | others | {"repetition_penalty": repetition_penalty})
+        others |= {"repetition_penalty": repetition_penalty, "length_penalty": length_penalty or None}
+        _refuse("choices", sampling | others)
         return _choose(model, params, tokenizer, prompts, choices, details)
     if n_beams is not None:
         _refuse(f"n_beams={n_beams}", sampling)
@@ -209,13 +214,16 @@ def _choose(
     params: Mapping[str, Any],
     tokenizer: Tokenizer,
     prompts: Sequence[str],
-    choices: Sequence[str] | Sequence[Sequence[str]],
+    choices: Iterable[Any],
     details: bool,
 ) -> list[Any]:
     """The likeliest choice after each prompt, by the sum of its tokens' log p; the first among equals."""
-    lists = [choices] * len(prompts) if all(isinstance(choice, str) for choice in choices) else choices
+    one = isinstance(choices, str) or all(isinstance(choice, str) for choice in choices)
+    lists = [_texts("choices", texts) for texts in ([choices] * len(prompts) if one else choices)]
     if len(lists) != len(prompts) or not all(lists):
         raise ValueError(f"choices={choices!r} for {len(prompts)} prompts; allowed: one list for all, or one for each")
+    for texts in lists:
+        _known("choices", texts, tokenizer)
     trees = scoring.encode(tokenizer, list(zip(prompts, lists, strict=True)))
     n_positions = model.config.n_positions
     for i, (context, texts) in enumerate(trees):
@@ -302,6 +310,28 @@ def _refuse(what: str, options: Mapping[str, Any]) -> None:
             raise ValueError(f"{what} with {name}={value!r}; allowed: one of the two")
 
 
+def _texts(name: str, value: Any) -> list[str]:
+    """The strings; TypeError of one alone, and of what is no list of them."""
+    if isinstance(value, str):
+        raise TypeError(f"{name} is one string, {value[:40]!r}; allowed: a list of strings")
+    texts = list(value) if isinstance(value, Iterable) else [value]
+    if others := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"{name} holds {others[0]!r}; allowed: a list of strings")
+    return texts
+
+
+def _known(name: str, words: list[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """The words' tokens, as they stand; ValueError of a word of which some, or all, has none."""
+    found = tokenizer.encode_batch(words)
+    for word, ids in zip(words, found, strict=True):
+        if not ids:
+            raise ValueError(f"{name}={words!r} holds {word!r}, which has no token; allowed: strings of one and more")
+        if tokenizer.unk_id in ids:
+            unknown = f"{word!r}, of which the tokenizer does not know all"
+            raise ValueError(f"{name}={words!r} holds {unknown}; allowed: strings that its tokens spell")
+    return found
+
+
 def _process(
     tokenizer, temperature, top_k, top_p, repetition_penalty, banned, forced, processors, max_new_tokens
 ) -> Processor:
@@ -325,13 +355,9 @@ def _process(
     return decoding.chain(*before, *processors, *after, *(shape if temperature else ()))
 
 
-def _ids(name: str, words: Sequence[str], tokenizer: Tokenizer, *, spaced: bool) -> list[list[int]]:
+def _ids(name: str, words: list[str], tokenizer: Tokenizer, *, spaced: bool) -> list[list[int]]:
     """The words' tokens, with `spaced` after a space too."""
-    if isinstance(words, str):
-        raise TypeError(f"{name} is one string, {words[:40]!r}; allowed: a list of strings")
-    found = tokenizer.encode_batch(words)
-    if bad := [word for word, ids in zip(words, found, strict=True) if not ids]:
-        raise ValueError(f"{name}={words!r} holds {bad[0]!r}, which has no token; allowed: strings of one and more")
+    found = _known(name, words, tokenizer)
     found += tokenizer.encode_batch([" " + word for word in words]) if spaced else []
     return [list(ids) for ids in dict.fromkeys(map(tuple, found))]
 

@@ -24,7 +24,7 @@ from flax import linen as nn
 
 from jaxnlp import metrics
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.tasks import scoring
+from jaxnlp.tasks import inputs, scoring
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.task import require
 
@@ -45,11 +45,14 @@ class LastWord:
         return found[1], found[2]
 
     def predict(
-        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, items: Sequence[str]
+        self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, items: Sequence[Any]
     ) -> list[dict[str, Any]]:
-        """{"word", "log_prob", "likeliest"} of each text's last word: the last says so of each of its tokens."""
+        """{"word", "log_prob", "likeliest"} of each text's last word: the last says so of each of its tokens.
+
+        Items are texts, alone or under the feature's name.
+        """
         LanguageModeling().check(model)
-        words = [self.parts(text) for text in items]
+        words = [self.parts(*inputs.parts(item, (self.text,))) for item in items]
         trees = scoring.encode(tokenizer, [(before, [word]) for before, word in words])
         found = itertools.chain(*scoring.of_tokens(model, params, trees))
         return [

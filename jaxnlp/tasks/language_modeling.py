@@ -24,7 +24,7 @@ from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import blocked_cross_entropy
 from jaxnlp.tasks.generation import generate
-from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, require
+from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, require, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,10 @@ class LanguageModeling:
     label_smoothing: float = 0.0
     z_loss: float = 0.0  # weight of log(Z)² (Chowdhery et al., 2022, section 5), which keeps bfloat16 logits small
     prompts: tuple[str, ...] = ("The", "Return")  # what the samples in the report go on from
+
+    def __post_init__(self):
+        if self.stride is not None:
+            whole("task.stride", self.stride, 1)
 
     def check(self, model: nn.Module) -> None:
         """ValueError of an encoder with a decoder."""

@@ -40,7 +40,7 @@ from jaxnlp.tasks.generation import generate, unrolled
 from jaxnlp.tasks.inputs import ROWS, parts
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.scoring import Scored, log_likelihoods
-from jaxnlp.tasks.task import require
+from jaxnlp.tasks.task import number, require, whole
 
 Normalize = Literal["none", "token", "byte", "unconditional"]
 Measure = Literal["squad", "bleu", "rouge"]
@@ -51,6 +51,15 @@ class Prompt(NamedTuple):
 
     text: str
     shots: int  # that are in it
+
+
+class _Formatter(string.Formatter):
+    """As str.format, of what a person would write down: not of None, nor of bytes."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if value is None or isinstance(value, bytes):
+            raise ValueError(f"found {value!r} for a text; allowed: a str, or a number")
+        return super().format_field(value, format_spec)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +85,7 @@ class Prompting:
 
     def __post_init__(self):
         for name, low in (("shots", 0), ("seed", 0), ("max_new_tokens", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"task.{name}={getattr(self, name)}; allowed: {low} and more")
+            whole(f"task.{name}", getattr(self, name), low)
         for name, allowed in (("normalize", get_args(Normalize)), ("measure", get_args(Measure))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"task.{name}={getattr(self, name)!r}; allowed: {', '.join(allowed)}")
@@ -85,6 +93,8 @@ class Prompting:
             raise ValueError(f"task.shots={self.shots} without a pool to draw from; allowed: 0, or a pool")
         if self.choices == ():
             raise ValueError("task.choices=(); allowed: None, a feature that holds a list, or one and more")
+        if isinstance(self.choices, tuple) and len(set(self.choices)) < len(self.choices):
+            raise ValueError(f"task.choices={self.choices}; allowed: each once")
         try:
             if "" in self._names():
                 raise ValueError("a feature without a name")
@@ -96,14 +106,14 @@ class Prompting:
     def question(self, example: Mapping[str, Any]) -> str:
         """{"sentence": "Good."} -> "Review: Good.\\nSentiment:"."""
         try:
-            return self.prompt.format_map(example)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"task.prompt={self.prompt!r} of the example {dict(example)!r}: {error}") from error
-        except (KeyError, IndexError, AttributeError) as error:
+            return _Formatter().vformat(self.prompt, (), example)
+        except KeyError as error:
             raise ValueError(
                 f"task.prompt={self.prompt!r} asks for {error}, which the example has not; allowed:"
                 f" {', '.join(sorted(example))}"
             ) from error
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"task.prompt={self.prompt!r} of the example {dict(example)!r}: {error}") from error
 
     def options(self, example: Mapping[str, Any]) -> tuple[str, ...]:
         """The choices' texts; ValueError of what is no list of texts, an empty one, or none."""
@@ -119,19 +129,29 @@ class Prompting:
         return tuple(given)
 
     def references(self, example: Mapping[str, Any]) -> list[str]:
-        """The right answers' texts, the first of which a shot shows; none of an unlabelled example.
+        """The right answers' texts, the first of which a shot shows; none of an unlabelled example."""
+        if self.choices is not None:
+            right = self.right(example)
+            return [self.options(example)[right]] if right >= 0 else []
+        value = self._labelled(example)
+        texts = list(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{self.label}={value!r} in the data; allowed: an answer's text, or a list of such")
+        return texts
 
-        A label "answers/text" lies within another feature.
-        """
+    def right(self, example: Mapping[str, Any]) -> int:
+        """The right choice's number; -1 of an unlabelled example."""
+        value, n = self._labelled(example), len(self.options(example))
+        if not -1 <= number(value) < n or number(value) % 1:
+            raise ValueError(f"{self.label}={value!r} in the data; allowed: -1 … {n - 1}, a choice's number")
+        return int(value)
+
+    def _labelled(self, example: Mapping[str, Any]) -> Any:
+        """The label; "answers/text" lies within another feature."""
         value: Any = example
         for name in self.label.split("/"):
             value = require(value, name, "label")
-        if self.choices is None:
-            return [value] if isinstance(value, str) else list(value)
-        options = self.options(example)
-        if isinstance(value, str) or not -1 <= value < len(options) or value != int(value):
-            raise ValueError(f"{self.label}={value!r} in the data; allowed: -1 … {len(options) - 1}, a choice's number")
-        return [options[int(value)]] if value >= 0 else []
+        return value
 
     def drawn(self, question: str, pool: Examples | None) -> list[str]:
         """The shots of a question, prompt and answer each."""
@@ -158,6 +178,11 @@ class Prompting:
         question = self.question(example)
         shots = self.drawn(question, pool)
         room = n_positions - self._answer_tokens(example, tokenizer)
+        if room < 1:
+            raise ValueError(
+                f"the answer to {question[-80:]!r} has up to {n_positions - room} tokens; allowed: fewer than the"
+                f" model's {n_positions} positions"
+            )
 
         def text(n_dropped: int) -> str:
             return self.description + "".join(shot + self.separator for shot in shots[n_dropped:]) + question
@@ -221,7 +246,7 @@ class Prompting:
         found = self.predict(model, params, tokenizer, [examples[i] for i in kept])
         shots = {"shots": sum(one["shots"] for one in found) / len(found)}
         if self.choices is not None:
-            right = sum(one["text"] == texts[0] for one, texts in zip(found, references, strict=True))
+            right = sum(one["choice"] == self.right(examples[i]) for one, i in zip(found, kept, strict=True))
             low, high = metrics.interval(right, len(found))
             return {"accuracy": right / len(found), "accuracy_low": low, "accuracy_high": high, **shots}
         answers, first = [one["answer"] for one in found], [texts[0] for texts in references]

@@ -9,6 +9,7 @@ A task that is only evaluated (`Prompting`, `LastWord`) has `heads`, `predict` a
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -126,6 +127,16 @@ def number(value: Any) -> float:
         return math.nan if isinstance(value, str | bytes) else float(value)
     except TypeError:
         return math.nan
+
+
+def whole(name: str, value: Any, low: int | None = None) -> None:
+    """TypeError of an option that is no whole number, ValueError of one below `low`."""
+    try:
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}; allowed: a whole number") from None
+    if low is not None and value < low:
+        raise ValueError(f"{name}={value}; allowed: {low} and more")
 
 
 def asked(task: Task) -> float | bool:

@@ -3,7 +3,7 @@
     experiment.json    what was asked for                       written once
     tokenizer.json     the tokenizer as it was trained          written once
     data.json          by split, a hash of the examples         written once
-    base.json          of a run with LoRA: what it adapts       written once
+    base.json          of a run with LoRA: what it adapts       written once, and by who moves that
     checkpoints/       see checkpoint.py
     metrics.jsonl      one JSON object a line: step, split, metrics, timing
     events.*           TensorBoard
@@ -103,13 +103,14 @@ class Folder:
         if known is not None:
             write_atomically(self.base, json.dumps(known, indent=2) + "\n")
 
-    def check_base(self, known: Mapping[str, str] | None) -> None:
-        """FolderError if the parameters that `known` tells of are not those that were adapted here."""
-        began = json.loads(self.base.read_text()) if self.base.exists() else None
-        if began != known:
-            raise FolderError(
-                f"{self.path} adapts {began}, and there is {known} now; allowed: the parameters that it began with"
-            )
+    def read_base(self) -> dict[str, str]:
+        """{"run", "sha256"} of what is adapted here; FolderError where that is not known."""
+        try:
+            known = json.loads(self.base.read_text())
+            return {name: str(known[name]) for name in ("run", "sha256")}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            found = f"{self.base}, which says what this run with LoRA adapts, cannot be read: {error!r}"
+            raise FolderError(f'{found}; allowed: {{"run", "sha256"}}, as the run began with them') from error
 
     def append_metrics(self, *records: Mapping[str, Any]) -> None:
         """Adds lines. Those of a step come before its checkpoint is saved, so that a resumed run finds them all.

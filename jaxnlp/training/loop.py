@@ -29,7 +29,7 @@ from jaxnlp.data.sources import fingerprint, open_source
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained, make_folder, write_atomically
 from jaxnlp.tasks.task import Table, asked
-from jaxnlp.training import lora, parallel, pretrained, processes
+from jaxnlp.training import parallel, pretrained, processes
 from jaxnlp.training.checkpoint import Checkpoints
 from jaxnlp.training.chips import chip_of
 from jaxnlp.training.experiment import Experiment, check_same_run, every, to_json
@@ -104,12 +104,12 @@ def train(
         if not begun or experiment.lora is not None:  # whose base is in no checkpoint
             state = layout.make(init, key)
             if experiment.init is not None:
-                loaded = pretrained.read(experiment.init)
-                state = pretrained.given(experiment.init, state, loaded)
+                spec = experiment.init
+                loaded = pretrained.adapted(folder, spec) if begun else pretrained.read(spec)
+                state = pretrained.given(spec, state, loaded)
             if experiment.lora is not None:
-                base, known = state.base, {"run": experiment.init.run, "sha256": lora.fingerprint(loaded)}
+                base, known = state.base, None if begun else pretrained.named(spec.run, loaded)
         if begun:
-            folder.check_base(known)
             state, start = checkpoints.restore(abstract.replace(base=None))
             state = state.replace(base=base)
 

@@ -8,7 +8,8 @@ gradients, an optimizer's state, a moving average and a place in the run's folde
     params   {"lora": {"blocks": {"0": {"attention": {"qkv": {"kernel": {"a", "b"}}}}}}, "heads": …}     trained
     base     everything else, as the checkpoint has it
 
-`merged` is what the model takes; the base is not written to, so leaving out A and B gives it back to the last bit. The
+`merged` is what the model takes. A difference of floats would not give W back to the last bit, but the base is not
+written to: `pretrained.unmerged("runs/adapted")` reads it again, and by its hash knows that it is the same. The
 adapted matrices are made anew in each step: as long as A and B themselves, the model's own dropout is the only one.
 """
 

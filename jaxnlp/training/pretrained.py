@@ -9,7 +9,9 @@ Paths look like "blocks/0/attention/qkv/kernel"; patterns are regexes that match
 """
 
 import contextlib
+import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -22,13 +24,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.files import entries, make_folder
+from jaxnlp.files import entries, is_remote, locate, make_folder
 from jaxnlp.interop import huggingface
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
 from jaxnlp.training import lora
-from jaxnlp.training.checkpoint import Checkpoints, Step, load_params
+from jaxnlp.training.checkpoint import CheckpointError, Checkpoints, Step, load_params
 from jaxnlp.training.experiment import VOCABULARY, Experiment, Pretrained
-from jaxnlp.training.folder import Folder, open_run
+from jaxnlp.training.folder import Folder, FolderError, open_run
 from jaxnlp.training.step import TrainState
 
 Params = Mapping[str, Any]  # a nested dict of arrays
@@ -42,6 +44,37 @@ def read(spec: Pretrained) -> dict[str, Any]:
     return of_run(open_run(spec.run), spec.step, ema=spec.ema)[0]
 
 
+def adapted(folder: Folder, spec: Pretrained) -> dict[str, Any]:
+    """The parameters that a run with LoRA adapts: from where base.json says that they lie, or `spec` does.
+
+    FolderError, which says how to name another place, if they are not there, or are others.
+    """
+    known = folder.read_base()
+    where = next((run for run in (known["run"], spec.run) if is_remote(run) or locate(run).exists()), known["run"])
+    help = f'allowed: the parameters that it began with, and in {folder.base} as "run" where they lie now'
+    try:
+        loaded = read(dataclasses.replace(spec, run=where))
+    except (FolderError, huggingface.DirectoryError, CheckpointError) as error:
+        raise FolderError(f"{folder.path} adapts {where}, its base, which cannot be read: {error}; {help}") from error
+    if (found := lora.fingerprint(loaded)) != known["sha256"]:
+        raise FolderError(f"{folder.path} adapts {known}, and {where} has the sha256 {found} now; {help}")
+    return loaded
+
+
+def unmerged(path: epath.PathLike) -> dict[str, Any]:
+    """The base of a run with LoRA, each bit as it was before anything was added; FolderError as `adapted`."""
+    folder = open_run(path)
+    if (experiment := folder.read_experiment()).lora is None:
+        raise ValueError(f"{folder.path} adapts nothing; allowed: a run with LoRA")
+    return adapted(folder, experiment.init)
+
+
+def named(run: str, loaded: Params) -> dict[str, str]:
+    """What base.json says of a base: its place, whole, so that it is the same from every directory; and its hash."""
+    here = not is_remote(run) and locate(run).exists()  # or else a name on the Hub
+    return {"run": os.fspath(locate(run).absolute()) if here else run, "sha256": lora.fingerprint(loaded)}
+
+
 def of_run(folder: Folder, step: Step, *, ema: bool, **options: Any) -> tuple[dict[str, Any], int]:
     """The parameters of the whole model, A and B of a run with LoRA added to its base; and the step.
 
@@ -51,8 +84,7 @@ def of_run(folder: Folder, step: Step, *, ema: bool, **options: Any) -> tuple[di
     if experiment.lora is None:
         return load_params(folder.checkpoints, step, ema=ema, **options)
     trained, step = load_params(folder.checkpoints, step, ema=ema)
-    spec, loaded = experiment.init, read(experiment.init)
-    folder.check_base({"run": spec.run, "sha256": lora.fingerprint(loaded)})
+    spec, loaded = experiment.init, adapted(folder, experiment.init)
     found = flatten_dict(_as_in(trained, loaded), sep="/")
     base = {path: x for path, x in found.items() if not (spec.anew(path) or re.fullmatch(spec.drop or NOTHING, path))}
     whole = lora.merged(experiment.lora, trained, unflatten_dict(base, sep="/"))
@@ -62,12 +94,15 @@ def of_run(folder: Folder, step: Step, *, ema: bool, **options: Any) -> tuple[di
 
 
 def write(path: epath.PathLike, experiment: Experiment, tokenizer: Tokenizer, params: Params, step: int) -> None:
-    """A run's folder with parameters alone, from which others can start; FileExistsError where there is something."""
+    """A run's folder with parameters alone, from which others can start; FileExistsError where there is something.
+
+    They are float32, whatever they were loaded as: the experiment says what they are computed with.
+    """
     folder = Folder(path)
     make_folder(folder.path)
     if entries(folder.path):
         raise FileExistsError(f"{folder.path} is there already; allowed: a new folder, or an empty one")
-    nothing = jnp.full((), -1, jnp.int32)
+    params, nothing = jax.tree.map(lambda x: x.astype(jnp.float32), params), jnp.full((), -1, jnp.int32)
     with contextlib.closing(Checkpoints(folder.checkpoints)) as checkpoints:
         checkpoints.save(step, TrainState(jnp.int32(step), params, (), None, {}, nothing))
     tokenizer.save(folder.tokenizer)

@@ -1,5 +1,6 @@
 """Tokenizers: exact round trips, determinism, and ids worked out by hand or by the published algorithms."""
 
+import inspect
 import itertools
 import json
 import os
@@ -57,6 +58,24 @@ class TestExact:
             assert exact.byte_lengths[exact.encode(text)].sum() == len(text.encode())
         assert exact.byte_lengths[exact.eos_id] == 0
         assert exact.byte_lengths.shape == (exact.vocab_size,)
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "\udcff"])
+def test_half_a_character_is_refused(exact, wordpiece, text):
+    for call in (exact.encode, lambda x: exact.encode_batch(["a", x]), lambda x: wordpiece.offsets(["a", x])):
+        with pytest.raises(ValueError, match=r"text '.*\\ud.*' is not valid Unicode: '.ud...' is half a .*; allowed"):
+            call(text)
+    with pytest.raises(ValueError, match="is not valid Unicode"):
+        build(Characters(), [text])
+
+
+@pytest.mark.parametrize("text", [None, b"abc", 3, ("a", "b")])
+def test_what_is_no_text_is_refused(exact, text):
+    """Where no types are checked, as they are in tests."""
+    calls = (inspect.unwrap(Tokenizer.encode), text), (inspect.unwrap(Tokenizer.encode_batch), ["a", text])
+    for call, given in calls:
+        with pytest.raises(TypeError, match=f"is a {type(text).__name__}; allowed: a str"):
+            call(exact, given)
 
 
 def test_bytes_never_seen_round_trip():

@@ -116,6 +116,16 @@ def test_published_forms_are_read(tmp_path, golden):
     assert_equal_outputs(name, run.apply(inputs(name)), {"logits": golden[f"{name}/outputs/right/logits"]})
 
 
+def test_a_second_name_of_the_same_function_is_read(tmp_path, golden):
+    settings = {"activation_function": "gelu_pytorch_tanh"}
+    for name in ("GPT2LMHeadModel", "GPTNeoForCausalLM"):
+        run = jaxnlp.load(written(tmp_path / name, name, golden, **settings))
+        assert_equal_outputs(name, run.apply(inputs(name)), {"logits": golden[f"{name}/outputs/right/logits"]})
+        jaxnlp.export(run, tmp_path / name / "out")
+        again = json.loads((tmp_path / name / "out" / "config.json").read_text())
+        assert again["activation_function"] == "gelu_new"
+
+
 def test_tasks_are_those_of_the_classes(tmp_path, golden):
     load = lambda name, **settings: jaxnlp.load(written(tmp_path / name, name, golden, **settings))  # noqa: E731
     n = ORACLE["T"] + 2
@@ -176,6 +186,31 @@ def test_a_language_model_beside_a_class_leaves_nothing_to_write(tmp_path, golde
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [name]
     before, after = tensors_of(name, golden), safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize("name", ["GPT2DoubleHeadsModel", "OpenAIGPTDoubleHeadsModel"])
+def test_a_choice_alone_is_written_beside_a_language_model(name, tmp_path, golden):
+    run = jaxnlp.load(written(tmp_path / "in", name, golden))
+    task = dataclasses.replace(run.task, auxiliary=0.0)
+    jaxnlp.export(dataclasses.replace(run, task=task, model=run.config.build(task.heads)), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [name]
+    before, after = tensors_of(name, golden), safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for key in before:
+        np.testing.assert_array_equal(after[key], before[key], err_msg=key)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_tensors_of_half_width_are_read(kind, tmp_path, golden):
+    """bfloat16 by hand: the upper half of a float32's bits."""
+    name = "GPT2LMHeadModel"
+    half = lambda tensors: {key: x.astype(kind) for key, x in tensors.items()}  # noqa: E731
+    run = jaxnlp.load(written(tmp_path / "in", name, golden, half, dtype=kind))
+    tensor = tensors_of(name, golden)["transformer.wpe.weight"]
+    bits = (tensor.view(np.uint32) + 0x7FFF + (tensor.view(np.uint32) >> 16 & 1)) & 0xFFFF0000
+    expected = bits.view(np.float32) if kind == "bfloat16" else tensor.astype(np.float16).astype(np.float32)
+    assert run.params["embed"]["positions"].dtype == jnp.float32
+    np.testing.assert_array_equal(run.params["embed"]["positions"], expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Text in, text out: against Hugging Face's texts, one by one, in chunks, and against recomputing without a cache."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import jax
@@ -225,6 +226,42 @@ def test_beyond_a_window_text_goes_on_from_its_last_half(wild):
     )
 
 
+@pytest.fixture(scope="module")
+def banded(wild):
+    """With a layer that sees four tokens; and its log p, of a text read as a whole."""
+    model = gpt.GPT(dataclasses.replace(wild[0].config, windows=(None, 4)))
+    apply = jax.jit(lambda ids: jax.nn.log_softmax(model.apply({"params": wild[1]}, ids)["logits"][0]))
+    return (model, *wild[1:]), lambda ids: np.asarray(apply(jnp.asarray([ids + [0] * (64 - len(ids))])))[len(ids) - 1]
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_samples_are_as_likely_as_without_a_cache(banded, window):
+    """In bands of attention, and beyond a window."""
+    run, log_p = banded
+    found = generate(*run, PROMPTS[:3], max_new_tokens=24, n_samples=2, window=window, details=True)
+    for prompt, samples in zip(PROMPTS, found):
+        for one in samples:
+            ids, start, expected = run[2].encode(prompt), 0, []
+            for token in one["tokens"]:
+                start = len(ids) - window // 2 if window and len(ids) - start > window else start
+                expected.append(log_p(ids[start:])[token])
+                ids.append(token)
+            np.testing.assert_allclose(one["log_probs"], expected, atol=1e-3)
+    assert len({one["text"] for samples in found for one in samples}) == 6
+
+
+def test_beams_in_bands_are_those_of_a_search_without_a_cache(banded):
+    run, log_p = banded
+    found = generate(*run, PROMPTS[:3], max_new_tokens=8, n_beams=3)
+    for prompt, text in zip(PROMPTS, found):
+        beams, n = [(0.0, run[2].encode(prompt))], len(run[2].encode(prompt))
+        for _ in range(8):
+            more = [(score + p, [*ids, token]) for score, ids in beams for token, p in enumerate(log_p(ids).tolist())]
+            beams = sorted(more, reverse=True)[:3]
+            assert all(ids[-1] != run[2].eos_id for _, ids in beams)  # none of these texts ends
+        assert text == run[2].decode(beams[0][1][n:])
+
+
 def test_bfloat16_weights_have_a_cache_of_their_own_kind(wild):
     model = gpt.GPT(dataclasses.replace(wild[0].config, dtype="bfloat16"))
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), wild[1])
@@ -238,6 +275,10 @@ def test_bfloat16_weights_have_a_cache_of_their_own_kind(wild):
     (found,) = generate(*half, ["hello"], **options)
     (((expected, _),),) = scoring.of_tokens(model, params, [(wild[2].encode("hello"), [found["tokens"]])])
     np.testing.assert_allclose(found["log_probs"], expected, atol=0.5)
+    (best,) = generate(*half, ["hello"], max_new_tokens=9, n_beams=3, details=True)
+    (((exact, _),),) = scoring.of_tokens(*wild[:2], [(wild[2].encode("hello"), [best["tokens"]])])
+    np.testing.assert_allclose(best["log_probs"], exact, atol=0.5)
+    assert best["log_prob"] >= found["log_prob"]
 
 
 def test_a_prompt_that_the_tokenizer_does_not_know_is_read_as_unknown(golden):
@@ -357,6 +398,8 @@ def test_prompt_and_text_may_fill_the_positions(wild):
         (["a"], {"choices": ["b"], "n_beams": 2}, ValueError, "choices with n_beams=2; allowed: one of the two"),
         (["a"], {"choices": []}, ValueError, "choices=.* for 1 prompts; allowed: one list for all, or one for each"),
         (["a" * 160], {"choices": ["bc", "b"]}, ValueError, "prompt 0 has 160 tokens and a choice 2; .* at most 161,"),
+        (["a"], {"choices": ["b"], "length_penalty": 0.6}, ValueError, "choices with length_penalty=0.6; allowed: one"),
+        (["a"], {"n_beams": 2, "length_penalty": float("nan")}, ValueError, "length_penalty=nan; allowed: finite"),
         (["a"], {"length_penalty": 0.6}, ValueError, "length_penalty=0.6 without n_beams; allowed: 0, or a beam"),
         (["a"], {"choices": [["b"], ["c"]]}, ValueError, "choices=.* for 1 prompts; allowed: one list"),
     ],
@@ -364,6 +407,43 @@ def test_prompt_and_text_may_fill_the_positions(wild):
 def test_what_cannot_be_generated_is_refused(wild, prompts, options, error, message):
     with pytest.raises(error, match=message):
         generate(*wild, prompts, **options)
+
+
+UNTYPED = inspect.unwrap(generate)  # types are checked in tests alone
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_new_tokens": 2.5}, "max_new_tokens=2.5; allowed: a whole number"),
+        ({"top_k": 2.5}, "top_k=2.5; allowed: a whole number"),
+        ({"seed": 1.5}, "seed=1.5; allowed: a whole number"),
+        ({"prompts": [None]}, "prompts holds None; allowed: a list of strings"),
+        ({"prompts": [b"a"]}, "prompts holds b'a'; allowed: a list of strings"),
+        ({"prompts": 3}, "prompts holds 3; allowed: a list of strings"),
+        ({"forced": ["a", 3]}, "forced holds 3; allowed: a list of strings"),
+        ({"choices": [["a", None]]}, "choices holds None; allowed: a list of strings"),
+    ],
+)
+def test_other_kinds_are_refused(wild, options, message):
+    with pytest.raises(TypeError, match=message):
+        UNTYPED(*wild, **{"prompts": ["a"], **options})
+
+
+def test_arrays_of_strings_are_lists(wild):
+    for options in ({"choices": ["x", "yes"]}, {"choices": [["x", "yes"], ["no", "x"]]}):
+        arrays = {name: np.array(x) for name, x in {"prompts": PROMPTS[:2], **options}.items()}
+        assert UNTYPED(*wild, **arrays) == generate(*wild, PROMPTS[:2], **options)
+
+
+@pytest.mark.parametrize(
+    "name, words", [("forced", ["\u03c0"]), ("banned", ["a", "a\u03c0"]), ("choices", ["a", "\u03c0"])]
+)
+def test_words_that_the_tokenizer_does_not_know_are_refused(golden, name, words):
+    """They would all be one and the same <unk>."""
+    message = f"{name}=.* holds '{words[-1]}', of which the tokenizer does not know all; allowed: strings that"
+    with pytest.raises(ValueError, match=message):
+        generate(*golden, CHARACTERS, ["0"], **{name: words})
 
 
 def test_banned_words_that_leave_nothing_are_refused(golden):

@@ -36,6 +36,9 @@ def test_last_words_are_transformers(golden):
     np.testing.assert_allclose([one["log_prob"] for one in found], log_p, rtol=0, atol=atol)
     assert [one["word"] for one in found] == [text.split(" ")[2] for text in passages]
     assert [len(one["likeliest"]) for one in found] == GOLDEN["word_tokens"].tolist()
+    assert LastWord().predict(*golden, [{"passage": passages[0]}, passages[1]]) == LastWord().predict(
+        *golden, passages[:2]
+    )
     measured = LastWord("text").score(*golden, [{"text": text} for text in passages])
     right = int(GOLDEN["word_right"].sum())
     assert (right, int(GOLDEN["last_right"].sum())) == (2, 4)  # the last character alone is easier
@@ -68,6 +71,12 @@ def test_the_last_word_is_what_follows_the_last_white_space(text, parts):
 def test_a_passage_of_one_word_is_refused(text):
     with pytest.raises(ValueError, match=r"has not two words; allowed: a last word, and some before it"):
         LastWord().parts(text)
+
+
+def test_what_is_no_passage_is_refused(golden):
+    for item in (None, {"text": "a b"}, ("a b", "c d")):
+        with pytest.raises(ValueError, match="found .* to predict; allowed: the texts passage, in order or by name"):
+            LastWord().predict(*golden, [item])
 
 
 def test_no_passages_are_refused(golden):

@@ -83,3 +83,12 @@ def test_a_stride_is_of_evaluation_alone(tmp_path):
         for stride in (2, None)
     )
     assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(("stride", "allowed"), [(1.5, "a whole number"), (0, "1 and more")])
+def test_a_stride_that_cannot_be_meant_is_refused(stride, allowed):
+    """Where no types are checked, as they are in tests."""
+    task = LanguageModeling()
+    object.__setattr__(task, "stride", stride)
+    with pytest.raises((TypeError, ValueError), match=f"task.stride={stride}; allowed: {allowed}"):
+        task.__post_init__()

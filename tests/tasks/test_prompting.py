@@ -116,6 +116,8 @@ def test_of_shots_that_do_not_fit_the_first_go():
     assert task.prompted({"q": "c"}, pool, tokenizer, 5) == ("c:", 0)
     with pytest.raises(ValueError, match="'c:' has 2 tokens without any shot; allowed: at most 1 of the model's 4"):
         task.prompted({"q": "c"}, pool, tokenizer, 4)
+    with pytest.raises(ValueError, match="answer to 'c:' has up to 3 tokens; allowed: fewer than the model's 2 posit"):
+        task.prompted({"q": "c"}, pool, tokenizer, 2)
 
 
 # ------------------------------------------------------------------------------------------------------------- scores
@@ -152,6 +154,8 @@ def test_accuracy_and_its_interval(golden):
     centre, half = (p + z**2 / (2 * n)), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     low, high = (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
     assert found == pytest.approx({"accuracy": p, "accuracy_low": low, "accuracy_high": high, "shots": 0.0}, rel=1e-9)
+    twice = [example | {"options": [example["options"][0]] * 3, "label": 2} for example in examples]
+    assert task.score(*golden, twice)["accuracy"] == 0.0  # equal texts are choices of their own: the first is taken
     assert metrics.interval(0, 10)[0] == 0.0 and metrics.interval(10, 10)[1] == 1.0
 
 
@@ -246,6 +250,7 @@ def test_a_task_is_plain_values(tmp_path):
         ),
         ({"prompt": "{}:"}, "task.prompt='{}:': a feature without a name; allowed: what str.format reads"),
         ({"max_new_tokens": 0}, "task.max_new_tokens=0; allowed: 1 and more"),
+        ({"choices": ("a", "b", "a")}, "task.choices=.'a', 'b', 'a'.; allowed: each once"),
     ],
 )
 def test_a_task_that_cannot_be_meant_is_refused(changes, message):
@@ -254,13 +259,18 @@ def test_a_task_that_cannot_be_meant_is_refused(changes, message):
 
 
 @pytest.mark.parametrize(
-    "name, allowed", [("normalize", "none, token, byte, unconditional"), ("measure", "squad, bleu, rouge")]
+    "name, value, allowed",
+    [
+        ("normalize", "em", "none, token, byte, unconditional"),
+        ("measure", "em", "squad, bleu, rouge"),
+        ("shots", 1.5, "a whole number"),
+    ],
 )
-def test_an_unknown_kind_is_refused(name, allowed):
+def test_an_unknown_kind_is_refused(name, value, allowed):
     """Where no types are checked, as they are in tests."""
     task = dataclasses.replace(REVIEW)
-    object.__setattr__(task, name, "em")
-    with pytest.raises(ValueError, match=f"task.{name}='em'; allowed: {allowed}"):
+    object.__setattr__(task, name, value)
+    with pytest.raises((TypeError, ValueError), match=f"task.{name}={value!r}; allowed: {allowed}"):
         task.__post_init__()
 
 
@@ -269,6 +279,9 @@ def test_an_unknown_kind_is_refused(name, allowed):
     [
         ({"prompt": "{headline}:"}, REVIEWS[0], "{headline}:' asks for 'headline', which .* has not; allowed: label"),
         ({"prompt": "{sentence[text]}"}, REVIEWS[0], "task.prompt='.sentence.text..' of the example .*Good.*string"),
+        ({"prompt": "{sentence.foo}"}, REVIEWS[0], "'.sentence.foo.' of the example .*'str' object has no attribute"),
+        ({}, {"sentence": None}, "of the example .*: found None for a text; allowed: a str, or a number"),
+        ({}, {"sentence": b"x"}, "of the example .*: found b'x' for a text; allowed: a str, or a number"),
         ({"prompt": "{sentence:d}"}, REVIEWS[0], "'.sentence:d.' of the example .*: Unknown format code 'd'"),
         ({"choices": "o", "shots": 0}, {"sentence": "x", "o": "ab"}, "o='ab' in the data; allowed: a list of texts"),
         ({"choices": "o", "shots": 0}, {"sentence": "x", "o": 5}, "o=5 in the data; allowed: a list of texts"),
@@ -292,7 +305,15 @@ def test_a_label_that_is_none_is_named():
             task.references({"sentence": "x", "label": None})
 
 
-@pytest.mark.parametrize("label", [2, -2, 0.5, "good"])
+@pytest.mark.parametrize("label", [1, b"x", ["x", 1]])
+def test_an_answer_that_is_no_text_is_named(label):
+    task = dataclasses.replace(REVIEW, choices=None)
+    with pytest.raises(ValueError, match=r"label=.* in the data; allowed: an answer's text, or a list of such"):
+        task.references({"sentence": "x", "label": label})
+    assert task.references({"sentence": "x", "label": np.array(["a", "b"])}) == ["a", "b"]
+
+
+@pytest.mark.parametrize("label", [2, -2, 0.5, "good", b"good"])
 def test_a_label_that_is_no_choice_is_named(label):
     with pytest.raises(ValueError, match=rf"label={label!r} in the data; allowed: -1 … 1, a choice's number"):
         REVIEW.references({"sentence": "x", "label": label})

@@ -15,7 +15,8 @@ from jaxnlp.data.tokenizers import Characters
 from jaxnlp.models import gpt
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
-from jaxnlp.training import loop, lora
+from jaxnlp.training import loop, lora, pretrained
+from jaxnlp.training.checkpoint import load_params
 from jaxnlp.training.experiment import Data, Experiment, Pretrained
 from jaxnlp.training.folder import FolderError
 from jaxnlp.training.lora import LoRA
@@ -65,9 +66,12 @@ def adapting(base):
 
 
 @pytest.fixture(scope="module")
-def adapted(adapting, tmp_path_factory):
+def adapted(base, tmp_path_factory):
+    """Trained beside its base, which it names as it is seen from there; read from elsewhere."""
     folder = tmp_path_factory.mktemp("runs") / "adapted"
-    return folder, jaxnlp.train(adapting, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(base.parent)
+        return folder, jaxnlp.train(dataclasses.replace(ADAPT, init=Pretrained("base", fresh=r"heads/.*")), folder)
 
 
 def parts(scan):
@@ -145,6 +149,23 @@ def test_the_folder_holds_what_is_added_and_names_its_base(base, adapted):
         assert changed == ("attention/" in path and path.endswith("kernel")), path
 
 
+def test_the_base_comes_back_bit_for_bit(base, adapted):
+    """And what is merged is it plus (alpha / r) B A, each matrix multiplied on its own."""
+    folder, run = adapted
+    found, theirs = pretrained.unmerged(folder), jaxnlp.load(base).params
+    assert lora.fingerprint(found) == lora.fingerprint(theirs)
+    for path, x in (theirs := flatten_dict(theirs, sep="/")).items():
+        assert np.asarray(x).tobytes() == np.asarray(flatten_dict(found, sep="/")[path]).tobytes(), path
+    trained = load_params(folder / "checkpoints", "latest", ema=True)[0]["lora"]["blocks"]["1"]["attention"]
+    w, (a, b) = theirs["blocks/1/attention/out/kernel"], (trained["out"]["kernel"][name] for name in "ab")
+    expected = w + 16 / 2 * (b @ a.reshape(2, -1)).reshape(w.shape)
+    whole = jaxnlp.load(folder, ema=True).params["blocks"]["1"]["attention"]["out"]["kernel"]
+    assert np.abs(whole - w).max() > 0
+    np.testing.assert_array_equal(whole, expected)
+    with pytest.raises(ValueError, match="base adapts nothing; allowed: a run with LoRA"):
+        pretrained.unmerged(base)
+
+
 def test_what_is_loaded_was_measured_in_training(adapted):
     folder, run = adapted
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -182,10 +203,16 @@ def test_merged_it_needs_no_base(adapted, base, tmp_path, monkeypatch):
     hidden = base.rename(base.with_name("away"))
     try:
         whole = jaxnlp.load(tmp_path / "whole")
-        with pytest.raises(FolderError, match="base: no such folder"):
+        with pytest.raises(FolderError, match=f"adapts {base}, its base, .*base: no such folder.* in .*base.json as"):
             jaxnlp.load(folder)
+        known = (folder / "base.json").read_text()
+        (folder / "base.json").write_text(known.replace(str(base), str(hidden)))
+        moved = jaxnlp.load(folder, ema=True)
+        loop.train(run.experiment, folder)
+        (folder / "base.json").write_text(known)
     finally:
         hidden.rename(base)
+    jax.tree.map(np.testing.assert_array_equal, moved.params, run.params)
     jax.tree.map(np.testing.assert_array_equal, whole.params, run.params)
     assert whole.experiment.lora is None and whole.step == 6
     assert whole.predict(["1 and 2 make 3."]) == run.predict(["1 and 2 make 3."])
@@ -202,13 +229,33 @@ def test_a_run_starts_from_an_adapted_one(adapted, tmp_path):
 
 def test_another_body_is_refused(adapted, base, tmp_path):
     folder, _ = adapted
-    (folder / "base.json").rename(tmp_path / "kept.json")
+    other, hidden = jaxnlp.load(base), base.with_name("away")
+    params = jax.tree.map(lambda x: 1.5 * x, other.params)
+    base.rename(hidden)
     try:
-        (folder / "base.json").write_text(json.dumps({"run": str(base), "sha256": "0" * 64}))
-        with pytest.raises(FolderError, match=r"adapted adapts .*0000.* allowed: the parameters that it began with"):
+        pretrained.write(base, other.experiment, other.tokenizer, params, 4)
+        with pytest.raises(FolderError, match=r"adapted adapts .*sha256.* now; allowed: the parameters that it began"):
             jaxnlp.load(folder)
     finally:
-        (tmp_path / "kept.json").rename(folder / "base.json")
+        base.rename(tmp_path / "other")
+        hidden.rename(base)
+    (folder / "base.json").rename(tmp_path / "kept.json")
+    with pytest.raises(
+        FolderError, match=r"base.json, which says what .* cannot be read: .*; allowed: {.run., .sha256"
+    ):
+        jaxnlp.load(folder)
+    (tmp_path / "kept.json").rename(folder / "base.json")
+
+
+def test_a_run_is_written_in_float32(adapted, tmp_path):
+    """However it was loaded: as its experiment computes."""
+    half = jaxnlp.load(adapted[0], ema=True, dtype="bfloat16")
+    jaxnlp.export(half, tmp_path / "whole", format="run")
+    again = jaxnlp.load(tmp_path / "whole")
+    assert (half.config.dtype, again.config.dtype) == ("bfloat16", "float32")
+    for x, expected in zip(jax.tree.leaves(again.params), jax.tree.leaves(half.params), strict=True):
+        assert x.dtype == jnp.float32
+        np.testing.assert_array_equal(x, expected.astype(jnp.float32))
 
 
 @pytest.mark.parametrize(
