@@ -112,9 +112,12 @@ class Directory:
     def tokenizer(self) -> Tokenizer:
         """DirectoryError where its ids are not the model's, or too many; ValueError, FileNotFoundError for files."""
         tokenizer = Tokenizer.load(self.path)
-        if tokenizer.vocab_size > self.config.vocab_size:
-            message = f"vocab_size={self.config.vocab_size}; allowed: {tokenizer.vocab_size}, the tokenizer's, and more"
-            raise DirectoryError(f"{self.path}/config.json: {message}")
+        output = getattr(self.config, "output_vocab_size", self.config.vocab_size)
+        sizes = {"vocab_size": (self.config.vocab_size, tokenizer), "decoder_vocab_size": (output, tokenizer.target)}
+        for name, (size, one) in sizes.items():
+            if one.vocab_size > size:
+                message = f"{name}={size}; allowed: {one.vocab_size}, the tokenizer's, and more"
+                raise DirectoryError(f"{self.path}/config.json: {message}")
         for name, found in self.family.ids(tokenizer).items():
             if self.settings.get(name) not in (None, found):
                 message = f"{name}={self.settings[name]}; allowed: {found}, as the tokenizer beside it has it"

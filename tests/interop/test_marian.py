@@ -214,6 +214,13 @@ def test_the_tokenizer_is_sentencepiece_with_marians_ids(directory, tokenizer_fi
     assert again.target.encode(OTHERS[5]) == tokenizer.target.encode(OTHERS[5])
 
 
+def test_a_target_vocabulary_with_more_words_than_the_table_is_refused(directory, tokenizer_files):
+    words = json.loads(tokenizer_files["vocab.json"])
+    (directory / "target_vocab.json").write_text(json.dumps(words | {"more": V}))
+    with pytest.raises(DirectoryError, match=f"decoder_vocab_size={V}; allowed: {V + 1}, the tokenizer's, and more"):
+        Directory(directory).tokenizer()
+
+
 def test_it_translates_and_never_writes_padding(directory):
     run = jaxnlp.load(directory)
     bias = {at: run.params["output_bias"].at[at].set(100.0) for at in (V - 1, 5)}
