@@ -142,7 +142,8 @@ class Transformer(nn.Module):
                                                         made once, and a cache of n slots for the tokens to come
     apply(ids [N, T], memory, cache, method="decode")   T more of these: last_hidden_state, logits, cache
 
-    and, with `mutable="intermediates"`, each block's input and attention weights, `cross_attentions` [N, H, T, S] too.
+    and, with `mutable="intermediates"`, each block's input and attention weights, `cross_attentions` [N, H, T, S] too,
+    in which a source's real tokens stand first, whatever side its padding is on.
     `attention_mask` [B, S] is 1 on real source tokens, which stand side by side, and 0 on padding, on either side. Of a
     source without a real token the decoder sees nothing: its attention adds no more than a bias.
     """
