@@ -120,7 +120,7 @@ class Directory:
                 message = f"{name}={size}; allowed: {one.vocab_size}, the tokenizer's, and more"
                 raise DirectoryError(f"{self.path}/config.json: {message}")
         for name, found in self.family.ids(tokenizer).items():
-            if self.settings.get(name) not in (None, found):
+            if self.settings.get(name) not in (None, found, [found]):
                 message = f"{name}={self.settings[name]}; allowed: {found}, as the tokenizer beside it has it"
                 raise DirectoryError(f"{self.path}/config.json: {message}")
         return tokenizer
@@ -236,6 +236,8 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
     params = unstack_layers(params) if config.scan else params
     config, params = family.complete(dataclasses.replace(config, scan=False), params, heads)
     files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, family.ENDS, config.n_positions)
+    if hasattr(family, "generation"):
+        files["generation_config.json"] = as_json(family.generation(tokenizer, task))
     if isinstance(task, Embedding):
         files |= {name: as_json(x) for name, x in sentences.files(task, config.d_model).items()}
     words, leaves, tensors = _words(config), flatten_dict(params, sep="/"), {}
