@@ -7,6 +7,7 @@ run.neighbours("word")                            run.word_map(["one", "two", "t
 
 import dataclasses
 import functools
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from jax.sharding import Mesh, Sharding
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained
 from jaxnlp.interop import huggingface
+from jaxnlp.models import transformer
 from jaxnlp.models.heads import LanguageModel, speaks
 from jaxnlp.tasks import generation, words
 from jaxnlp.tasks.task import Points, sown
@@ -62,12 +64,15 @@ class Run:
         `outputs` asks for more, each a tuple with an entry a layer, first to last, the encoder's before the decoder's:
         "attentions" (weights [B, H, T, T]), "cross_attentions" (weights [B, T, S], a Transformer's [B, H, T, S]),
         "gates" of an LSTM or GRU (by direction and by name, [B, T, D]), "hidden_states" (what enters each layer and the
-        last one's normed output, [B, T, D]). ValueError for an id or a position outside its table or row, and for a
-        mask of another shape.
+        last one's normed output, [B, T, D]). ValueError for what the model does not take, for an id or a position
+        outside its table or row, and for a mask of another shape or one that the model would misread.
         """
         outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
         if unknown := set(outputs) - set(OUTPUTS):
             raise ValueError(f"outputs: no {', '.join(sorted(unknown))}; allowed: {', '.join(OUTPUTS)}")
+        takes = [name for name in inspect.signature(type(self.model).__call__).parameters if name != "self"]
+        if strange := [name for name in inputs if name not in takes]:
+            raise ValueError(f"{strange[0]} came to a {type(self.model).__name__}; allowed: {', '.join(takes)}")
         inputs = {name: np.asarray(x) if isinstance(x, list | tuple) else x for name, x in inputs.items()}
         for name in LIKE_IDS:
             if inputs.get(name) is not None and inputs[name].shape != inputs["input_ids"].shape:
@@ -86,7 +91,28 @@ class Run:
             places, T = np.asarray(inputs["mc_token_ids"]), inputs["input_ids"].shape[-1]
             if places.size and not 0 <= places.min() <= places.max() < T:
                 raise ValueError(f"mc_token_ids holds {places.tolist()}; allowed: 0 … {T - 1}, a place in its row")
+        self._check_source(inputs, outputs)
         return _apply(self.model, self.params, inputs, outputs)
+
+    def _check_source(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> None:
+        """ValueError of a mask that the model would misread, and of a target that belongs to no source."""
+        sources, targets = (inputs.get(name) for name in ("input_ids", "decoder_input_ids"))
+        if targets is not None and len(targets) % max(len(sources), 1):
+            raise ValueError(f"decoder_input_ids has {len(targets)} rows; allowed: {len(sources)}, or a multiple of it")
+        if inputs.get("attention_mask") is None:
+            return
+        mask = np.asarray(inputs["attention_mask"])
+        if other := np.setdiff1d(mask, (0, 1)).tolist():
+            raise ValueError(f"attention_mask holds {other[0]}; allowed: 0 and 1")
+        if hasattr(self.model, "encode") and not (real := mask.any(-1)).all():
+            raise ValueError(f"attention_mask has no 1 in row {real.argmin()}; allowed: one and more of each source")
+        if not isinstance(self.model, transformer.Transformer | transformer.Encoder):
+            return
+        begins = np.diff(mask.astype(int), axis=-1, prepend=0) == 1
+        if (holes := begins.sum(-1) > 1).any():
+            raise ValueError(f"attention_mask has 0 between 1s in row {holes.argmax()}; allowed: 1s side by side")
+        if outputs and (left := mask[:, 0] == 0).any():  # its blocks read the tokens moved to the left
+            raise ValueError(f"outputs of row {left.argmax()}, which begins with padding; allowed: padding at the end")
 
     def generate(self, prompts: Sequence[str], **options: Any) -> list[Any]:
         """The text that goes on from each prompt, a list of strings: see `jaxnlp.tasks.generation.generate`.
@@ -114,11 +140,14 @@ class Run:
         if not hasattr(task, "predict"):
             raise ValueError(f"{type(task).__name__} predicts nothing of a text; a language model has `generate`")
         self._check_has(task)
+        if hasattr(task, "check"):
+            task.check(run.model)
         return task.predict(run.model, run.params, run.tokenizer, items)
 
     def _check_has(self, task: Any) -> None:
         """ValueError of a task whose heads have other parameters than the run's."""
-        has, wants = ({type(one) for one in heads} - {LanguageModel} for heads in (self.model.heads, task.heads))
+        own = getattr(self.model, "heads", ())  # an encoder with a decoder takes none
+        has, wants = ({type(one) for one in heads} - {LanguageModel} for heads in (own, task.heads))
         if not wants <= has:
             names = ", ".join(one.__name__ for one in has) or "no head"
             raise ValueError(
@@ -126,8 +155,10 @@ class Run:
             )
 
     def _check_speaks(self, what: str) -> None:
-        if not speaks(self.model.heads):
-            heads = self.model.heads
+        if not hasattr(self.model, "init_cache"):
+            other = "; a translation comes from `predict`" if hasattr(self.model, "encode") else ""
+            raise ValueError(f"the model {type(self.model).__name__} is no language model to {what} with{other}")
+        if not speaks(heads := self.model.heads):
             raise ValueError(f"this run has the heads {heads}, and no language model's output to {what} with")
 
     def neighbours(self, word: str, k: int = 10, *, table: str | None = None) -> tuple[tuple[str, float], ...]:

@@ -2,20 +2,22 @@
 
     pip install sacremoses
     python experiments/studies/translation_story.py --data-dir DIR [--workdir runs/translation_story] [--steps N]
-        [--models lstm,lstm-attention,transformer,causal,prefix] [--seeds 0 1 2] [--out FILE.png]
+        [--models lstm,lstm-attention,transformer,causal,prefix] [--seeds 0 1 2] [--out FILE.png] [--table FILE.md]
 
 Trains translation_story with each model and seed, or goes on where it was stopped, and translates test_2016. Prints
 parameters, BLEU of detokenised text (sacreBLEU) and of lower-cased tokens (bleu.py), chrF, and the tokens a second and
-seconds of training, of each seed and, of several, their means and standard deviations; draws BLEU by the source's
-length, the mean over the seeds.
+seconds of training, of each seed and, of several, their means and standard deviations, and writes them to FILE.md;
+draws BLEU by the source's length, the mean over the seeds.
 """
 
 import argparse
 import dataclasses
 import json
 import pathlib
+import re
 import runpy
 import statistics
+from collections.abc import Sequence
 
 import jax
 from bleu import tokenised
@@ -32,7 +34,8 @@ COLOURS = {
     "causal": "#7a828c",
     "prefix": "#2e2e2e",
 }
-FIGURES = "{:8.2f}{:8.2f}{:8.2f}{:10,.0f}{:9,.0f}"
+COLUMNS = ("model", "seed", "parameters", "BLEU", "tokens", "chrF", "tokens/s", "seconds")
+ROW = "{:16} | {:>4} | {:>10} | {:>6} | {:>6} | {:>6} | {:>8} | {:>7}"
 LENGTHS = ((1, 8), (9, 11), (12, 14), (15, 18), (19, 40))  # words of the source
 
 
@@ -68,6 +71,14 @@ def picture(results: dict[str, list[float]], out: pathlib.Path) -> None:
     figure.savefig(out, dpi=150, metadata={"Software": None})
 
 
+def told(lines: list[str], name: str, seed: int | str, parameters: str, figures: Sequence[float]) -> None:
+    """Prints a row and adds it to the lines."""
+    lines.append(
+        ROW.format(name, seed, parameters, *map("{:.2f}".format, figures[:3]), *map("{:,.0f}".format, figures[3:]))
+    )
+    print(lines[-1], flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", required=True)
@@ -76,12 +87,13 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int)
     parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--table", type=pathlib.Path)
     args = parser.parse_args()
     source = open_source(TFDS("multi30k", "test_2016"), args.data_dir)
     pairs = [(example["en"], example["de"]) for example in (source[i] for i in range(len(source)))]
     texts, references = zip(*pairs, strict=True)
-    results, signatures = {}, []
-    print(f"{'':20}{'parameters':>12}{'BLEU':>8}{'tokens':>8}{'chrF':>8}{'tokens/s':>10}{'seconds':>9}")
+    results, signatures, lines = {}, [], [ROW.format(*COLUMNS), re.sub("[^|]", "-", ROW.format(*COLUMNS))]
+    print(lines[0])
     for name in args.models.split(","):
         rows, parts = [], []
         for seed in args.seeds:
@@ -96,12 +108,14 @@ def main():
             size, (tokens, _) = sum(x.size for x in jax.tree.leaves(run.params)), tokenised(found, references, "de")
             rows.append((measured["bleu"], tokens, measured["chrf"], *trained(folder)))
             parts.append(by_length(pairs, found))
-            print(f"{name:16}{seed:4}{size:12,}" + FIGURES.format(*rows[-1]), flush=True)
+            told(lines, name, seed, f"{size:,}", rows[-1])
         if len(rows) > 1:
-            print(f"{name:16}{'mean':>16}" + FIGURES.format(*map(statistics.mean, zip(*rows, strict=True))))
-            print(f"{name:16}{'±':>16}" + FIGURES.format(*map(statistics.stdev, zip(*rows, strict=True))))
+            for what, of in (("mean", statistics.mean), ("±", statistics.stdev)):
+                told(lines, name, what, "", [of(column) for column in zip(*rows, strict=True)])
         results[name] = [statistics.mean(column) for column in zip(*parts, strict=True)]
     print("\n".join(signatures))
+    if args.table is not None:
+        args.table.write_text("\n".join([*lines, "", *signatures, ""]))
     if args.out is not None:
         picture(results, args.out)
 

@@ -10,6 +10,7 @@ directory is accounted for, or an error lists those that are not. Nothing is unp
 
 import contextlib
 import dataclasses
+import fnmatch
 import functools
 import importlib.util
 import json
@@ -50,7 +51,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = """\
 {found} may run any program when it is read, and is not; allowed: *.safetensors. To write those once, where PyTorch and
 transformers are installed and the file can be trusted:
-  python -c "import transformers as t; t.{architecture}.from_pretrained('{path}').save_pretrained('{path}')\""""
+  python -c "import transformers as t; {steps}\""""
 
 
 class DirectoryError(RuntimeError):
@@ -77,7 +78,7 @@ def find(path: str | os.PathLike) -> "Directory | None":
     import huggingface_hub
 
     try:
-        return Directory(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
+        return Directory(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)), on_hub=name)
     except (OSError, ValueError) as error:
         allowed = "a folder, or a name on the Hugging Face Hub, which gave none"
         raise DirectoryError(f"{name}: no such folder; allowed: {allowed}: {error}") from error
@@ -86,11 +87,11 @@ def find(path: str | os.PathLike) -> "Directory | None":
 class Directory:
     """A model as transformers wrote it; DirectoryError for what is none, or none that is known here.
 
-    `params` are read a tensor at a time.
+    `params` are read a tensor at a time. `on_hub` is its name on the Hub, which may have more of its files.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = pathlib.Path(path).expanduser()
+    def __init__(self, path: str | os.PathLike, on_hub: str | None = None):
+        self.path, self.on_hub = pathlib.Path(path).expanduser(), on_hub
         settings = self._json("config.json")
         kind = settings.get("model_type")
         if not isinstance(kind, str) or kind not in FAMILIES:
@@ -115,11 +116,14 @@ class Directory:
     def tokenizer(self) -> Tokenizer:
         """DirectoryError where its ids are not the model's, or too many; ValueError, FileNotFoundError for files."""
         tokenizer = Tokenizer.load(self.path)
-        if tokenizer.vocab_size > self.config.vocab_size:
-            message = f"vocab_size={self.config.vocab_size}; allowed: {tokenizer.vocab_size}, the tokenizer's, and more"
-            raise DirectoryError(f"{self.path}/config.json: {message}")
+        output = getattr(self.config, "output_vocab_size", self.config.vocab_size)
+        sizes = {"vocab_size": (self.config.vocab_size, tokenizer), "decoder_vocab_size": (output, tokenizer.target)}
+        for name, (size, one) in sizes.items():
+            if one.vocab_size > size:
+                message = f"{name}={size}; allowed: {one.vocab_size}, the tokenizer's, and more"
+                raise DirectoryError(f"{self.path}/config.json: {message}")
         for name, found in self.family.ids(tokenizer).items():
-            if self.settings.get(name) not in (None, found):
+            if self.settings.get(name) not in (None, found, [found]):
                 message = f"{name}={self.settings[name]}; allowed: {found}, as the tokenizer beside it has it"
                 raise DirectoryError(f"{self.path}/config.json: {message}")
         return tokenizer
@@ -195,7 +199,7 @@ class Directory:
             raise DirectoryError(f"{self.path}/{name}: {error}") from error
 
     def _tensors(self) -> "_Tensors":
-        return _Tensors(self.path, self.architecture)
+        return _Tensors(self.path, self.architecture, self.on_hub)
 
     def _json(self, name: str, kind: type = dict) -> Any:
         """The object in a file, or the list, empty where it is absent; only config.json has to be there."""
@@ -243,6 +247,8 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
     config, params = family.complete(dataclasses.replace(config, scan=False), params, heads)
     ends = family.ENDS or (isinstance(task, Texts) and task.ends)
     files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, ends, config.n_positions)
+    if hasattr(family, "generation"):
+        files["generation_config.json"] = as_json(family.generation(tokenizer, task))
     if isinstance(task, Embedding):
         files |= {name: as_json(x) for name, x in sentences.files(task, config.d_model).items()}
     words, leaves, tensors = _words(config), flatten_dict(params, sep="/"), {}
@@ -293,15 +299,19 @@ def _tokenizer_files(tokenizer: Tokenizer, ends: bool, n_positions: int) -> dict
 class _Tensors:
     """The tensors of all *.safetensors of a directory, read when asked for."""
 
-    def __init__(self, path: pathlib.Path, architecture: str):
+    def __init__(self, path: pathlib.Path, architecture: str, on_hub: str | None = None):
         files = self._files(path)
         if not files:
-            found = [file.name for pattern in PICKLES for file in sorted(path.glob(pattern))]
-            if found:
-                given = {"found": f"{path}/{found[0]}", "architecture": architecture, "path": path}
-                raise DirectoryError(CONVERT.format(**given))
-            found = ", ".join(sorted(file.name for file in path.iterdir()))
-            raise DirectoryError(f"{path} holds {found}; allowed: model.safetensors, or parts of it with their index")
+            names = sorted({file.name for file in path.iterdir()} | set(_listed(on_hub)))
+            whole = on_hub or path
+            if pickles := [name for pattern in PICKLES for name in names if fnmatch.fnmatch(name, pattern)]:
+                made, to = (architecture,), path
+                if on_hub:  # what the Hub keeps here is not written to: a folder of one's own gets everything
+                    made, to = (architecture, "AutoTokenizer"), on_hub.rpartition("/")[2]
+                steps = [f"t.{one}.from_pretrained('{whole}').save_pretrained('{to}')" for one in made]
+                raise DirectoryError(CONVERT.format(found=f"{whole}/{pickles[0]}", steps="; ".join(steps)))
+            allowed = "model.safetensors, or parts of it with their index"
+            raise DirectoryError(f"{whole} holds {', '.join(names)}; allowed: {allowed}")
         self.path, self.open, self.file_of = path, {}, {}
         for file in files:
             try:
@@ -337,6 +347,17 @@ class _Tensors:
     def __exit__(self, *_: Any) -> None:
         for file in self.open.values():
             file.__exit__(None, None, None)
+
+
+def _listed(on_hub: str | None) -> list[str]:
+    """The files that the Hub has of a model, if it says so."""
+    if on_hub is None:
+        return []
+    import huggingface_hub
+
+    with contextlib.suppress(OSError):
+        return huggingface_hub.list_repo_files(on_hub)
+    return []
 
 
 @functools.cache

@@ -51,7 +51,13 @@ def writes(c: Any, tokenizer: Tokenizer) -> bool:
     return isinstance(c, transformer.Config)
 
 
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that are null, which is as if they were absent."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def config(settings: Mapping[str, Any], names: Container[str]) -> transformer.Config:
+    settings = _given(settings)
     activation = settings.get("activation_function", "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation_function={activation!r}; allowed: {', '.join(ACTIVATIONS)}")
@@ -134,6 +140,19 @@ def ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {"eos_token_id": end, "forced_eos_token_id": end, "pad_token_id": pad, "decoder_start_token_id": start}
 
 
+def generation(tokenizer: Tokenizer, task: Translation) -> dict[str, Any]:
+    """What transformers makes translations with: beams as ours, which never write the padding that begins a text."""
+    found = ids(tokenizer)
+    own = [] if (pad := found["pad_token_id"]) == found["eos_token_id"] else [[pad]]
+    return {
+        **found,
+        **({"bad_words_ids": own, "renormalize_logits": True} if own else {}),
+        "num_beams": task.n_beams,
+        "length_penalty": task.length_penalty,
+        "max_length": task.max_new_tokens or task.length,
+    }
+
+
 def files(tokenizer: Tokenizer, task: Translation) -> dict[str, bytes] | None:
     """The files of a pair of SentencePiece models; None of another tokenizer, which both languages have to share."""
     pair = tokenizer.backend, tokenizer.target.backend
@@ -164,6 +183,7 @@ def constants(c: transformer.Config, shapes: Mapping[str, tuple[int, ...]]) -> d
 
 
 def task(settings: Mapping[str, Any], names: Container[str]) -> Translation:
+    settings = _given(settings)
     return Translation(
         source=settings.get("source_lang") or "source",
         target=settings.get("target_lang") or "target",

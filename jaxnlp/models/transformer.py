@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxnlp.models.heads import Body, Head, Heads, Unembedding
+from jaxnlp.models.heads import Body, Head, Heads, LanguageModel, Unembedding, speaks
 from jaxnlp.nn.attention import Mask
 from jaxnlp.nn.blocks import Block, LayerNorm, Memory, Stack
 from jaxnlp.nn.cache import Cache, empty, reading
@@ -51,6 +51,7 @@ class Config:
     remat: Literal["none", "dots", "full"] = "none"  # recompute in the backward pass: nothing, all but products, all
 
     n_positions: ClassVar[int] = 2**31 - 1  # sinusoids run out of none
+    n_segments: ClassVar[int] = 0  # no table of token_type_ids
 
     def __post_init__(self):
         for name in ("vocab_size", "target_vocab_size", "d_model", "n_heads", "d_head", "d_ff"):
@@ -141,7 +142,8 @@ class Transformer(nn.Module):
                                                         made once, and a cache of n slots for the tokens to come
     apply(ids [N, T], memory, cache, method="decode")   T more of these: last_hidden_state, logits, cache
 
-    and, with `mutable="intermediates"`, each block's input and attention weights, `cross_attentions` [N, H, T, S] too.
+    and, with `mutable="intermediates"`, each block's input and attention weights, `cross_attentions` [N, H, T, S] too,
+    in which a source's real tokens stand first, whatever side its padding is on.
     `attention_mask` [B, S] is 1 on real source tokens, which stand side by side, and 0 on padding, on either side. Of a
     source without a real token the decoder sees nothing: its attention adds no more than a bias.
     """
@@ -200,8 +202,9 @@ class Transformer(nn.Module):
         cache, mask, places = reading(input_ids, None, None, None, cache)
         rest = {"memory": memory["layers"], "memory_mask": Mask(lengths=memory["lengths"])}
         hidden, cache = self.decoder(table(input_ids), places, mask, deterministic, cache, **rest)
-        outputs = _output(hidden, table.tokens, self.bias, c.output_vocab_size, logits)
-        return outputs if cache is None else outputs | {"cache": cache}
+        unembedding = Unembedding(hidden, table.tokens, self.bias, c.output_vocab_size)
+        outputs = {"last_hidden_state": hidden} | ({} if cache is None else {"cache": cache})
+        return outputs | ({"logits": unembedding.logits()} if logits else {"unembedding": unembedding})
 
     def _read(
         self, input_ids: Int[Array, "B S"], attention_mask: Int[Array, "B S"] | None, deterministic: bool
@@ -217,7 +220,8 @@ class Encoder(nn.Module):
     """The encoder alone, with the heads put on it; its parameters have the paths that they have in a Transformer.
 
     Returns a dict with `last_hidden_state` [B, S, D], of which `heads.pool` makes one vector a text, and what the heads
-    add. `attention_mask` is a Transformer's.
+    add, with `logits` and `masked_positions` as on BERT. `attention_mask` is a Transformer's; token_type_ids are not
+    read: what parts two texts is a token.
     """
 
     config: Config
@@ -228,15 +232,26 @@ class Encoder(nn.Module):
         self,
         input_ids: Int[Array, "B S"],
         attention_mask: Int[Array, "B S"] | None = None,
+        token_type_ids: Int[Array, "B S"] | None = None,
+        masked_positions: Int[Array, "B M"] | None = None,
         *,
         deterministic: bool = True,
+        logits: bool = True,
     ) -> dict[str, Any]:
         c = self.config
         ids, lengths, back = _to_the_left(input_ids, attention_mask)
-        tokens = TokenTable(c.vocab_size, c.d_model, name="embed")(ids)
-        states = back(_states(_Half(c, c.n_encoder_layers, name="encoder"), tokens, lengths, deterministic))
+        embed = TokenTable(c.vocab_size, c.d_model, name="embed")
+        states = back(_states(_Half(c, c.n_encoder_layers, name="encoder"), embed(ids), lengths, deterministic))
         outputs = {"last_hidden_state": states}
-        return outputs | Heads(self.heads, name="heads")(Body(states, attention_mask)) if self.heads else outputs
+        body = Body(
+            hidden=states,
+            attention_mask=attention_mask,
+            tokens=embed.tokens,
+            config=c,
+            drop=nn.Dropout(c.dropout, deterministic=deterministic),
+            masked_positions=masked_positions,
+        )
+        return outputs | Heads(self.heads, name="heads")(body, logits) if self.heads else outputs
 
 
 class Decoder(nn.Module):
@@ -263,13 +278,15 @@ class Decoder(nn.Module):
         cache, mask, places = reading(input_ids, attention_mask, position_ids, segment_ids, cache, prefix_lengths)
         half = _Half(c, c.n_decoder_layers, name="decoder")
         hidden, cache = half(embed(input_ids), places, mask, deterministic, cache)
-        outputs = {} if cache is None else {"cache": cache}
-        if self.heads:
-            return (
-                {"last_hidden_state": hidden} | outputs | Heads(self.heads, name="heads")(Body(hidden, attention_mask))
-            )
-        bias = _bias(self) if c.output_bias else None
-        return outputs | _output(hidden, embed.tokens, bias, c.vocab_size, logits)
+        outputs = {"last_hidden_state": hidden} | ({} if cache is None else {"cache": cache})
+        bias = _bias(self) if c.output_bias and speaks(self.heads) else None
+        body = Body(
+            hidden=hidden,
+            attention_mask=attention_mask,
+            words=Unembedding(hidden, embed.tokens, bias, c.vocab_size),
+            drop=nn.Dropout(c.dropout, deterministic=deterministic),
+        )
+        return outputs | Heads(self.heads or (LanguageModel(),), name="heads")(body, logits)
 
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> Cache:
         """An empty cache of `length` slots (see nn/cache.py), of which each `apply` with T tokens fills T."""
@@ -346,12 +363,6 @@ def _to_the_left(
 
 def _bias(module: nn.Module) -> Float[Array, " V"]:
     return module.param("output_bias", nn.initializers.zeros, (padded(module.config.output_vocab_size),))
-
-
-def _output(hidden: Array, table: Array, bias: Array | None, vocab_size: int, logits: bool) -> dict[str, Any]:
-    unembedding = Unembedding(hidden, table, bias, vocab_size)
-    outputs = {"last_hidden_state": hidden}
-    return outputs | ({"logits": unembedding.logits()} if logits else {"unembedding": unembedding})
 
 
 def _empty(c: Config, batch: int, length: int, dtype: Any = None) -> Cache:

@@ -34,6 +34,13 @@ class Embedding:
     def heads(self) -> tuple[()]:
         return ()
 
+    def check(self, model: nn.Module) -> None:
+        """ValueError of an encoder with a decoder."""
+        if hasattr(model, "encode"):
+            raise ValueError(
+                f"the model {type(model).__name__} reads a source and a target; allowed: one that reads a text"
+            )
+
     def features(self, texts: Sequence[str], tokenizer: Tokenizer) -> list[Record]:
         """What the model reads of each."""
         ids = tokenizer.encode_batch([parts(text, ("text",))[0] for text in texts])

@@ -180,11 +180,13 @@ def settle(experiment: Experiment, folder: Folder, data_dir: str | None) -> tupl
     if experiment.model is None:
         room = max(model.vocab_size, tokenizer.vocab_size) if experiment.init.tokens else model.vocab_size
         experiment = dataclasses.replace(experiment, model=dataclasses.replace(model, vocab_size=room))
-    if tokenizer.vocab_size > experiment.model.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, model.vocab_size={experiment.model.vocab_size}; "
-            f"allowed: {tokenizer.vocab_size} and more"
-        )
+    target = "vocab_size" if getattr(experiment.model, "target_vocab_size", None) is None else "target_vocab_size"
+    for whose, one, field in (("", tokenizer, "vocab_size"), ("target's ", tokenizer.target, target)):
+        if one.vocab_size > getattr(experiment.model, field):
+            raise ValueError(
+                f"the {whose}tokenizer has {one.vocab_size} tokens, model.{field}={getattr(experiment.model, field)}; "
+                f"allowed: {one.vocab_size} and more"
+            )
     return experiment, tokenizer
 
 

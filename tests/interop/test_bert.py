@@ -293,6 +293,13 @@ def test_a_name_on_the_hub_does_as_well_as_a_folder(tmp_path, golden, monkeypatc
     assert_equal_outputs("BertModel", run.apply(inputs("BertModel")), outputs("BertModel", golden))
     with pytest.raises(DirectoryError, match="other: no such folder; allowed: .*Hub, which gave none: no such rep"):
         jaxnlp.load("someone/other")
+    (path / "model.safetensors").unlink()
+    listed = ["config.json", "pytorch_model.bin", "tf_model.h5"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", {"someone/small-bert": listed}.get)
+    with pytest.raises(DirectoryError, match="^someone/small-bert/pytorch_model.bin may run any") as error:
+        jaxnlp.load("someone/small-bert")
+    saved = "t.{}.from_pretrained('someone/small-bert').save_pretrained('small-bert')"
+    assert f"{saved.format('BertModel')}; {saved.format('AutoTokenizer')}" in str(error.value)
     (tmp_path / "runs").mkdir()
     with pytest.raises(FolderError, match="no such folder"):
         jaxnlp.load("runs/other")  # beside other runs: nobody is asked

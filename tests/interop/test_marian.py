@@ -154,6 +154,9 @@ def test_export_gives_the_tensors_and_the_tokenizer_back(directory, tensors, tmp
     assert {name: settings[name] for name in SETTINGS if name != "max_position_embeddings"} == {
         name: value for name, value in SETTINGS.items() if name != "max_position_embeddings"
     }
+    generation = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert generation["bad_words_ids"] == [[V - 1]] and generation["num_beams"] == 3 and generation["max_length"] == 32
+    assert all(generation[name] == SETTINGS[name] for name in SETTINGS if name.endswith("_token_id"))
     with pytest.raises(FileExistsError, match="again is there already; allowed: a new folder"):
         jaxnlp.export(run, tmp_path / "again")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "opus"], "nothing else is left"
@@ -212,6 +215,13 @@ def test_the_tokenizer_is_sentencepiece_with_marians_ids(directory, tokenizer_fi
     again = Tokenizer.from_json(tokenizer.to_json())
     assert again.fingerprint == tokenizer.fingerprint
     assert again.target.encode(OTHERS[5]) == tokenizer.target.encode(OTHERS[5])
+
+
+def test_a_target_vocabulary_with_more_words_than_the_table_is_refused(directory, tokenizer_files):
+    words = json.loads(tokenizer_files["vocab.json"])
+    (directory / "target_vocab.json").write_text(json.dumps(words | {"more": V}))
+    with pytest.raises(DirectoryError, match=f"decoder_vocab_size={V}; allowed: {V + 1}, the tokenizer's, and more"):
+        Directory(directory).tokenizer()
 
 
 def test_it_translates_and_never_writes_padding(directory):
@@ -280,6 +290,15 @@ def test_a_wrong_config_is_named(settings, message, directory):
         jaxnlp.load(directory)
 
 
+def test_settings_that_are_null_or_lists_of_one_are_understood(directory):
+    changed(directory, forced_eos_token_id=None, eos_token_id=[0], activation_dropout=None, length_penalty=0.5)
+    changed(directory, share_encoder_decoder_embeddings=None, num_beams=None)
+    (directory / "generation_config.json").write_text('{"length_penalty": null, "eos_token_id": [0]}')
+    run = jaxnlp.load(directory)
+    assert (run.config.target_vocab_size, run.task.length_penalty, run.task.n_beams) == (None, 1.0, 4)
+    assert len(run.predict(["the old dog"])) == 1
+
+
 def test_tensors_that_are_missing_of_another_shape_or_not_known_are_listed(directory, tensors):
     bad = dict(tensors)
     bad.pop("model.encoder.layers.1.fc1.bias")
@@ -306,7 +325,7 @@ def test_tensors_that_are_missing_of_another_shape_or_not_known_are_listed(direc
 
 def test_pickles_are_refused_with_how_to_convert_them(directory):
     (directory / "model.safetensors").unlink()
-    with pytest.raises(DirectoryError, match=r"no \*.safetensors; allowed: model.safetensors"):
+    with pytest.raises(DirectoryError, match="vocab.json; allowed: model.safetensors, or parts of it"):
         jaxnlp.load(directory)
     (directory / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
     with pytest.raises(DirectoryError) as error:
@@ -389,11 +408,10 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
 assert not sum(p.isnan().any() for p in model.parameters())
 ids = tokenizer(texts, padding=True, return_tensors="pt")
 start = torch.full((len(texts), 1), model.config.decoder_start_token_id)
-ban = [[model.config.pad_token_id]] if model.config.pad_token_id != model.config.eos_token_id else None
 with torch.no_grad():
     logits = model(input_ids=ids.input_ids, attention_mask=ids.attention_mask, decoder_input_ids=start).logits
     told = model.generate(input_ids=ids.input_ids, attention_mask=ids.attention_mask, num_beams=1, do_sample=False,
-                          max_new_tokens=12, bad_words_ids=ban, forced_eos_token_id=None)
+                          max_new_tokens=12, forced_eos_token_id=None)
 np.savez(sys.argv[3], logits=logits[:, 0], ids=ids.input_ids, mask=ids.attention_mask,
          texts=np.array(tokenizer.batch_decode(told, skip_special_tokens=True)))
 """
@@ -405,6 +423,8 @@ def test_transformers_reads_what_is_exported(kind, directory, tmp_path):
     """Tokens, logits and greedy translations; of Marian's own tokenizer and of a byte-level one."""
     run = jaxnlp.load(directory) if kind == "marian" else run_of(dataclasses.replace(SMALL, activation="gelu"))
     run = dataclasses.replace(run, params=jax.tree.map(lambda x: x * 1.3, run.params))
+    if kind == "marian":  # it would write padding
+        run.params["output_bias"] = run.params["output_bias"].at[V - 1].set(5.0)
     jaxnlp.export(run, tmp_path / "out")
     texts = [*TEXTS[:6], "no cats"]
     (tmp_path / "texts").write_text("\n".join(texts))

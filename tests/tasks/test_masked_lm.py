@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from jaxnlp.data import cache
 from jaxnlp.data.tokenizers import Characters, Tokenizer, WordPiece, build
-from jaxnlp.models import bert, gpt
+from jaxnlp.models import bert, gpt, transformer
 from jaxnlp.tasks.masked_lm import SENTENCE, MaskedLM, vocabulary
 from jaxnlp.tasks.task import asked
 from jaxnlp.training.optim import Optim
@@ -160,6 +160,20 @@ def test_without_the_next_sentence(params, batch):
     np.testing.assert_allclose(sums["mlm_loss"], both["mlm_loss"], rtol=1e-6)
     metrics = task.metrics({"mlm_loss": 2.0, "mlm_accuracy": 0.5})
     assert metrics == {"loss": 2.0, "mlm_loss": 2.0, "mlm_accuracy": 0.5, "perplexity": math.exp(2.0)}
+
+
+def test_an_encoder_alone_is_asked_for_its_words(batch):
+    """As of BERT, and token_type_ids say nothing to it: by hand from all logits."""
+    task = dataclasses.replace(TASK, next_sentence=False)
+    sizes = {"n_encoder_layers": 1, "n_decoder_layers": 0, "d_model": 8, "n_heads": 2, "d_ff": 8}
+    model = transformer.Config(vocab_size=ORACLE["V"], **sizes).build(task.heads)
+    params = model.init(jax.random.key(0), batch["input_ids"])["params"]
+    loss, weight = measure(model, task, params, batch, None)["mlm_loss"]
+    log_p = jax.nn.log_softmax(model.apply({"params": params}, batch["input_ids"], batch["attention_mask"])["logits"])
+    words = np.take_along_axis(np.asarray(log_p), np.asarray(batch["masked_positions"])[..., None], 1)
+    picked = np.take_along_axis(words, np.asarray(batch["labels"])[..., None], -1)[..., 0]
+    real = np.asarray(batch["weights"])
+    np.testing.assert_allclose((loss, weight), (-(picked * real).sum(), real.sum()), rtol=1e-5)
 
 
 def test_sentences():

@@ -1,6 +1,7 @@
 """Tasks: what they make of examples, what they count, and what they refuse."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -8,12 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxnlp
 from jaxnlp.data.tokenizers import Characters, build
-from jaxnlp.models import gpt
+from jaxnlp.models import gpt, transformer
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.language_modeling import LanguageModeling
 from jaxnlp.tasks.span_qa import SpanQA
 from jaxnlp.tasks.translation import Translation
+from jaxnlp.training import loop
+from jaxnlp.training.experiment import Data, Experiment
+from jaxnlp.training.optim import Optim
 from jaxnlp.training.step import measure
 
 CONFIG = gpt.Config(vocab_size=20, n_positions=16, n_layers=1, d_model=8, n_heads=2)
@@ -108,3 +113,36 @@ def test_predictions_do_not_depend_on_their_neighbours(tokenizer):
         np.testing.assert_allclose(list(found["scores"].values()), list(alone["scores"].values()), atol=1e-6)
         assert found["label"] == max(found["scores"], key=found["scores"].get)
         assert math.isclose(sum(found["scores"].values()), 1, rel_tol=1e-5)
+
+
+CLASSES = Classification(labels=("a", "b"), length=8)
+
+
+@pytest.mark.parametrize(
+    ("half", "task", "found"),
+    [
+        ("encoder", CLASSES, {"label": "b"}),
+        ("decoder", dataclasses.replace(CLASSES, auxiliary=0.5), {"label": "b"}),
+        ("decoder", Translation(source="text", target="text", form="prefix", length=16), {"translation": "ba"}),
+    ],
+)
+def test_a_half_of_a_transformer_learns_and_predicts(half, task, found, tmp_path, monkeypatch):
+    """Which letter comes first, and to write the text that it reads; the losses are far below those of a guess."""
+    monkeypatch.setattr(loop, "write_report", lambda folder, shown: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sizes = {"n_encoder_layers": 0, "n_decoder_layers": 0, f"n_{half}_layers": 1, "d_model": 16, "n_heads": 2}
+    experiment = Experiment(
+        model=transformer.Config(vocab_size=8, dropout=0.0, d_ff=16, **sizes),
+        task=task,
+        data=Data(train=[{"text": text, "label": text[0]} for text in ("ab", "ba", "aab", "bba")]),
+        tokenizer=Characters(),
+        optim=Optim(lr=2e-2),
+        steps=100,
+        batch_size=4,
+        save_every=1.0,
+    )
+    run = jaxnlp.train(experiment, tmp_path / "run")
+    (one,) = run.predict(["ba"])
+    assert found.items() <= one.items()
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["loss"] < 0.3 and last.get("lm_loss", 0) < 0.5 * math.log(4), "of two letters, an end and a strange one"

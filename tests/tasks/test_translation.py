@@ -329,6 +329,21 @@ def test_a_vocabulary_of_each_language(tmp_path):
     assert loaded.target.decode([4, 2]) == "zx" and loaded.decode([3, 2]) == "ba"
 
 
+@pytest.mark.parametrize("sizes", [{"vocab_size": 5}, {"vocab_size": 8, "target_vocab_size": 5}])
+def test_a_target_vocabulary_without_a_row_for_each_token_is_refused(sizes, tmp_path):
+    experiment = Experiment(
+        model=transformer.Config(n_encoder_layers=1, n_decoder_layers=1, d_model=8, n_heads=2, d_ff=8, **sizes),
+        task=TASK,
+        data=Data(train=[{"x": "ab", "y": "vwxyz"}]),
+        tokenizer=Pair(Characters(), Characters()),
+        steps=1,
+        batch_size=1,
+    )
+    name = list(sizes)[-1]
+    with pytest.raises(ValueError, match=f"the target's tokenizer has 7 tokens, model.{name}=5; allowed: 7 and more"):
+        jaxnlp.train(experiment, tmp_path / "run")
+
+
 def test_scores_are_sacrebleus(tokenizer):
     values, table = scores(["the cat sat on the mat"] * 2, ["the cat sat on the mat", "the cat sat on a mat"])
     assert values["exact_match"] == 0.5
