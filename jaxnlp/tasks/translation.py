@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -81,6 +82,8 @@ class Translation:
                 raise ValueError(f"task.{name}={value}; allowed: {low} and more")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task.label_smoothing={self.label_smoothing}; allowed: 0 <= label_smoothing < 1")
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f"task.length_penalty={self.length_penalty}; allowed: a finite number")
         if self.form not in FORMS:
             raise ValueError(f"task.form={self.form!r}; allowed: {', '.join(FORMS)}")
         if self.form != "encoder-decoder" and not self.teacher_forcing:
@@ -217,6 +220,8 @@ class Translation:
 
         What a text becomes does not depend on the others. Of sources that are cut, a message gives the number.
         """
+        if rows < 1:
+            raise ValueError(f"rows={rows}; allowed: 1 and more")
         if self.form == "encoder-decoder":
             first, end, room = tokenizer.target.bos_id, [tokenizer.eos_id], self.length
             longest = self.max_new_tokens or self.length
