@@ -97,6 +97,10 @@ class Run:
     def _check_source(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> None:
         """ValueError of a mask that the model would misread, and of a target that belongs to no source."""
         sources, targets = (inputs.get(name) for name in ("input_ids", "decoder_input_ids"))
+        if hasattr(self.model, "encode") and not sources.size:
+            raise ValueError(
+                f"input_ids has shape {sources.shape}; allowed: one source and more, of one token and more"
+            )
         if targets is not None and len(targets) % max(len(sources), 1):
             raise ValueError(f"decoder_input_ids has {len(targets)} rows; allowed: {len(sources)}, or a multiple of it")
         if inputs.get("attention_mask") is None:

@@ -33,6 +33,11 @@ def a_run(config, task=None):
         (WHOLE, TARGET | {"attention_mask": [[1, 1, 0], [1, 0, 1]]}, "has 0 between 1s in row 1; allowed: 1s side by"),
         (ENCODER, {"attention_mask": [[1, 0, 1], [1, 1, 1]]}, "has 0 between 1s in row 0"),
         (GPT, {"attention_mask": [[1, 2, 1], [1, 1, 1]]}, "attention_mask holds 2; allowed: 0 and 1"),
+        (
+            SEQ2SEQ,
+            TARGET | {"input_ids": np.zeros((2, 0), int)},
+            r"input_ids has shape \(2, 0\); allowed: one source and",
+        ),
         (WHOLE, {"decoder_input_ids": [[0]] * 3}, "decoder_input_ids has 3 rows; allowed: 2, or a multiple of it"),
         (
             WHOLE,

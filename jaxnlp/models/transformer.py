@@ -14,7 +14,7 @@ N rows of the decoder, B or a multiple of it with the rows of a source side by s
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -65,6 +65,12 @@ class Config:
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}; allowed: 0 <= {name} < 1")
+        if not self.epsilon > 0:
+            raise ValueError(f"model.epsilon={self.epsilon}; allowed: above 0")
+        types = get_type_hints(type(self))
+        for name in ("activation", "dtype", "remat"):
+            if getattr(self, name) not in (allowed := get_args(types[name])):
+                raise ValueError(f"model.{name}={getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.d_head is None and self.d_model % self.n_heads:
             allowed = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
             raise ValueError(

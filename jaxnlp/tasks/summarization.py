@@ -4,8 +4,8 @@
     rouge_l              F-score of the longest common subsequence of words, 0 to 100
 
 each the mean over the summaries, of lower-cased words with Porter's stemmer, as rouge-score has them, but that letters
-are those of any script: there all but a to z part words. Without an encoder and with `separator="\\nTL;DR:"` it is the
-form of Radford et al., 2019, 3.6.
+are those of any script: there all but a to z part words. Of a text that is too long the beginning is read, in training
+as in use. Without an encoder and with `separator="\\nTL;DR:"` it is the form of Radford et al., 2019, 3.6.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ class Summarization(Translation):
     target: str = "summary"
 
     answer: ClassVar[str] = "summary"
+    cuts: ClassVar[bool] = True
 
     def scores(self, found: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], Table]:
         return rouge(found, references)

@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -57,8 +58,8 @@ class Translation:
 
     source: str = "en"  # the feature that holds the text to translate
     target: str = "de"  # the feature that holds its translation
-    # Tokens of a text with its end, of both together where there is no encoder: longer pairs are left out of training,
-    # longer sources cut
+    # Tokens of a text with its end, of both together where there is no encoder: longer pairs are left out of training
+    # (of a summary the source is cut), longer sources cut
     length: int = 128
     # Of a translation; None: twice its source's with padding, at most length, or half of it where there is no encoder
     max_new_tokens: int | None = None
@@ -73,6 +74,7 @@ class Translation:
     n_shown: int = 8  # translations in the report
 
     answer: ClassVar[str] = "translation"  # what a prediction calls its text
+    cuts: ClassVar[bool] = False  # in training too, a long source keeps its beginning
 
     def __post_init__(self):
         for name, low in (("length", 2), ("n_beams", 1), ("n_shown", 0), ("max_new_tokens", 1)):
@@ -81,6 +83,8 @@ class Translation:
                 raise ValueError(f"task.{name}={value}; allowed: {low} and more")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task.label_smoothing={self.label_smoothing}; allowed: 0 <= label_smoothing < 1")
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f"task.length_penalty={self.length_penalty}; allowed: a finite number")
         if self.form not in FORMS:
             raise ValueError(f"task.form={self.form!r}; allowed: {', '.join(FORMS)}")
         if self.form != "encoder-decoder" and not self.teacher_forcing:
@@ -108,6 +112,7 @@ class Translation:
     @property
     def key(self) -> dict[str, Any]:
         own = {} if self.form == "encoder-decoder" else {"form": self.form, "separator": self.separator}
+        own |= {"length": self.length} if self.cuts else {}
         return {"task": self.answer, "source": self.source, "target": self.target, **own}
 
     def texts(self, example: Mapping[str, Any]) -> Sequence[str]:
@@ -124,12 +129,17 @@ class Translation:
         targets = tokenizer.target.encode_batch([target for _, target in pairs])
         pairs = [(x, y) for x, y in zip(sources, targets, strict=True) if x and y]
         ids = lambda tokens: np.asarray(tokens, np.int32)  # noqa: E731
-        if self.form == "encoder-decoder":
+        whole = self.form == "encoder-decoder"
+        if not whole and tokenizer.target is not tokenizer:
+            raise ValueError(f"task.form={self.form!r} with a vocabulary for each language; allowed: one for both")
+        separator = [] if whole else self._separator(tokenizer)
+        if self.cuts:
+            beside = lambda y: 1 if whole else len(separator) + len(y)  # noqa: E731
+            pairs = [(x[: max(self.length - beside(y), 1)], y) for x, y in pairs]
+        if whole:
             end, last = tokenizer.eos_id, tokenizer.target.eos_id
             return [{"input_ids": ids([*x, end]), "labels": ids([*y, last])} for x, y in pairs]
-        if tokenizer.target is not tokenizer:
-            raise ValueError(f"task.form={self.form!r} with a vocabulary for each language; allowed: one for both")
-        records, separator = [], self._separator(tokenizer)
+        records = []
         for x, y in pairs:
             both = ids([*x, *separator, *y, tokenizer.eos_id])
             prefix = len(x) + len(separator) - 1  # the separator's last token begins the target
@@ -217,6 +227,8 @@ class Translation:
 
         What a text becomes does not depend on the others. Of sources that are cut, a message gives the number.
         """
+        if rows < 1:
+            raise ValueError(f"rows={rows}; allowed: 1 and more")
         if self.form == "encoder-decoder":
             first, end, room = tokenizer.target.bos_id, [tokenizer.eos_id], self.length
             longest = self.max_new_tokens or self.length

@@ -365,12 +365,19 @@ def test_sinusoids_are_the_papers():
         ({"n_encoder_layers": 0, "n_decoder_layers": 0}, r"allowed: 0 and more, not both 0"),
         ({"dropout": 1.0}, r"model.dropout=1.0; allowed: 0 <= dropout < 1"),
         ({"d_ff": 0}, r"model.d_ff=0; allowed: 1 and more"),
+        ({"epsilon": 0.0}, r"model.epsilon=0.0; allowed: above 0"),
+        ({"activation": "tanh"}, r"model.activation='tanh'; allowed: relu, gelu, silu"),
+        ({"dtype": "float16"}, r"model.dtype='float16'; allowed: float32, bfloat16"),
+        ({"remat": "all"}, r"model.remat='all'; allowed: none, dots, full"),
         ({"n_decoder_layers": 0, "target_vocab_size": 5}, r"model.target_vocab_size=5 without both halves"),
     ],
 )
 def test_a_bad_value_is_refused(fields, message):
+    config = dataclasses.replace(BASE)
+    for name, value in fields.items():  # past the types, which are checked in tests alone
+        object.__setattr__(config, name, value)
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(BASE, **fields)
+        config.__post_init__()
 
 
 def test_heads_on_both_halves_are_refused():

@@ -57,6 +57,16 @@ def test_a_separator_of_text(tokenizer):
         Summarization(form="causal", separator="").encode([{"text": "a", "summary": "b"}], tokenizer)
 
 
+def test_a_long_text_keeps_its_beginning_and_what_belongs_after_it(tokenizer):
+    example = {"text": "abcabcabc", "summary": "cb"}
+    (record,) = Summarization(length=6).encode([example], tokenizer)
+    assert record["input_ids"].tolist() == [4, 5, 6, 4, 5, 0] and record["labels"].tolist() == [6, 5, 0]
+    one = Summarization(form="causal", separator=">:", length=6)
+    (record,) = one.encode([example], tokenizer)
+    assert record["input_ids"].tolist() == [4, 5, 3, 2, 6, 5] and record["labels"].tolist() == [5, 3, 2, 6, 5, 0]
+    assert one.key != Summarization(form="causal", separator=">:", length=7).key
+
+
 @pytest.mark.parametrize("form", ["causal", "prefix"])
 def test_the_search_reads_what_training_reads(form, tokenizer):
     """Greedy over the cache gives the tokens that are each the best of the logits for the whole sequence."""

@@ -134,6 +134,12 @@ def test_more_texts_than_rows(tokenizer, params):
     ]
 
 
+def test_no_texts_have_no_translations_and_no_rows_are_refused(tokenizer, params):
+    assert TASK.translate(CONFIG.build(), params, tokenizer, []) == []
+    with pytest.raises(ValueError, match="rows=0; allowed: 1 and more"):
+        TASK.translate(CONFIG.build(), params, tokenizer, ["a"], rows=0)
+
+
 def test_a_text_comes_by_name_and_what_is_none_is_named(tokenizer, params):
     assert TASK.predict(CONFIG.build(), params, tokenizer, [{"x": "ab"}, ["c"]]) == TASK.predict(
         CONFIG.build(), params, tokenizer, ["ab", "c"]
@@ -298,6 +304,7 @@ def test_a_language_model_has_no_encoder(tmp_path):
     ("fields", "message"),
     [
         ({"n_beams": 0}, r"task.n_beams=0; allowed: 1 and more"),
+        ({"length_penalty": float("nan")}, r"task.length_penalty=nan; allowed: a finite number"),
         ({"length": 1}, r"task.length=1; allowed: 2 and more"),
         ({"max_new_tokens": 0}, r"task.max_new_tokens=0; allowed: 1 and more"),
         ({"label_smoothing": 1.0}, r"task.label_smoothing=1.0; allowed: 0 <= label_smoothing < 1"),
