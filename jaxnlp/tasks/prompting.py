@@ -96,7 +96,7 @@ class Prompting:
         if isinstance(self.choices, tuple) and len(set(self.choices)) < len(self.choices):
             raise ValueError(f"task.choices={self.choices}; allowed: each once")
         try:
-            if "" in self._names():
+            if not all(name and not name.isdigit() for name in self._names()):
                 raise ValueError("a feature without a name")
         except ValueError as error:
             raise ValueError(f"task.prompt={self.prompt!r}: {error}; allowed: what str.format reads") from error

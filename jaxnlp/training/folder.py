@@ -3,7 +3,7 @@
     experiment.json    what was asked for                       written once
     tokenizer.json     the tokenizer as it was trained          written once
     data.json          by split, a hash of the examples         written once
-    base.json          of a run with LoRA: what it adapts       written once, and by who moves that
+    base.json          of a run with LoRA: what it adapts       written once, and by whoever moves that
     checkpoints/       see checkpoint.py
     metrics.jsonl      one JSON object a line: step, split, metrics, timing
     events.*           TensorBoard

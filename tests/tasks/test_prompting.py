@@ -249,6 +249,7 @@ def test_a_task_is_plain_values(tmp_path):
             "task.prompt='{sentence': expected '}' before end of string; allowed: what str.format",
         ),
         ({"prompt": "{}:"}, "task.prompt='{}:': a feature without a name; allowed: what str.format reads"),
+        ({"prompt": "{0}:"}, "task.prompt='.0.:': a feature without a name; allowed: what str.format reads"),
         ({"max_new_tokens": 0}, "task.max_new_tokens=0; allowed: 1 and more"),
         ({"choices": ("a", "b", "a")}, "task.choices=.'a', 'b', 'a'.; allowed: each once"),
     ],
