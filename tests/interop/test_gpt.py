@@ -132,7 +132,7 @@ def test_tasks_are_those_of_the_classes(tmp_path, golden):
     assert load("GPT2Model").task == LanguageModeling(length=n)
     names = {"id2label": {"1": "good", "0": "bad", "2": "so so"}}
     task = load("OpenAIGPTForSequenceClassification", **names).task
-    assert task == Classification(labels=("bad", "good", "so so"), length=n)
+    assert task == Classification(labels=("bad", "good", "so so"), length=n, ends=False)
     double = load("OpenAIGPTDoubleHeadsModel")
     assert double.task == MultipleChoice(length=n, auxiliary=0.5)
     (one,) = double.predict([("a b", ["c", "d e"])])
