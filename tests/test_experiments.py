@@ -127,6 +127,10 @@ ALIKE = {
     "sutskever_wmt14",
     "swag",
     "transformer_wmt14",
+    "bert_docs_nsp",
+    "bert_tagging",
+    "gpt1_pretrain",
+    "squad",
 }  # what compiles is what another experiment compiles
 STEPPED = [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in ALIKE)) for path in FILES]
 

@@ -194,6 +194,7 @@ loop.train(test_storage.TINY, "gs://bucket/killed")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_killed_and_resumed_over_a_bad_line_equals_undisturbed(here, store):
     """The lease that the killed process leaves names it, holds others off, and runs out. Lost requests are repeated."""

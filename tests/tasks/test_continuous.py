@@ -65,7 +65,10 @@ def plain(log_p, source):
     return sorted(ended + [(text, score / penalty) for text, score in live], key=lambda one: -one[1])[:2]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+ALIKE = ("recurrent", "causal")  # each a form of another
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in CONFIGS])
 def test_texts_find_in_company_what_they_find_alone(name):
     config, tokenizer = CONFIGS[name], build(Characters(), ["abc"])
     plainer = dataclasses.replace(config, scan=False) if name == "scanned" else config

@@ -38,7 +38,7 @@ def test_on_another_mesh(form, interrupted, undisturbed, train_here, assert_same
 @pytest.mark.parametrize(
     ("processes", "devices", "form"),
     [
-        (1, 4, "fsdp=2,tensor=2"),
+        pytest.param(1, 4, "fsdp=2,tensor=2", marks=pytest.mark.slow),
         pytest.param(1, 16, "fsdp=8,tensor=2", marks=pytest.mark.slow),
         pytest.param(2, 2, "fsdp=2,tensor=2", marks=pytest.mark.slow),
     ],

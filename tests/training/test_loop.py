@@ -136,23 +136,31 @@ def test_crash_loses_nothing_before_the_checkpoint(pretrained, tmp_path, monkeyp
     assert metrics(tmp_path) == metrics(workdir)
 
 
-def test_a_ramp_is_the_same_on_a_mesh_and_after_an_interruption(tmp_path, monkeypatch, assert_same_run):
-    ramped = dataclasses.replace(PRETRAIN, batch_size=16, ramp=Ramp(8, 0.6), parallel="jit")
-    undisturbed = jaxnlp.train(ramped, tmp_path / "jit")
+RAMPED = dataclasses.replace(PRETRAIN, batch_size=16, ramp=Ramp(8, 0.6), parallel="jit")
+
+
+@pytest.mark.slow
+def test_a_ramp_is_the_same_on_a_mesh(tmp_path, assert_same_run):
+    for form in ("jit", "data=4,fsdp=2"):
+        jaxnlp.train(dataclasses.replace(RAMPED, parallel=form), tmp_path / form)
+    assert_same_run(tmp_path / "data=4,fsdp=2", tmp_path / "jit")
+
+
+def test_a_ramp_is_the_same_after_an_interruption(tmp_path, monkeypatch):
+    undisturbed = jaxnlp.train(RAMPED, tmp_path / "jit")
     with monkeypatch.context() as patched:
         update = loop.Progress.update
         stop = lambda self, step, metrics: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None  # noqa: E731
         patched.setattr(loop.Progress, "update", stop)
         with pytest.raises(loop.Preempted, match="step 7"):
-            jaxnlp.train(ramped, tmp_path / "stopped")
+            jaxnlp.train(RAMPED, tmp_path / "stopped")
         patched.setattr(loop.Progress, "update", update)
-    run = jaxnlp.train(ramped, tmp_path / "stopped")
+    run = jaxnlp.train(RAMPED, tmp_path / "stopped")
     assert_same(run.params, undisturbed.params)
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "jit")
-    jaxnlp.train(dataclasses.replace(ramped, parallel="data=4,fsdp=2"), tmp_path / "mesh")
-    assert_same_run(tmp_path / "mesh", tmp_path / "jit")
 
 
+@pytest.mark.slow
 def test_a_ramp_shorter_than_a_step_is_of_one(tmp_path):
     short = dataclasses.replace(
         PRETRAIN, batch_size=16, ramp=Ramp(8, 0.02), steps=3, evaluate_every=1.0, save_every=1.0

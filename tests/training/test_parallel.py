@@ -96,10 +96,7 @@ def expected(batches):
 @pytest.mark.parametrize(
     ("form", "fields"),
     [
-        *(
-            pytest.param(form, {}, marks=[pytest.mark.slow] * (form in (MESHES[0], MESHES[3])), id=form)
-            for form in FORMS
-        ),
+        *(pytest.param(form, {}, marks=[pytest.mark.slow] * (form in MESHES[:4]), id=form) for form in FORMS),
         *((form, {"accumulate": 2}) for form in ("pmap", MESHES[-1])),
     ],
 )
@@ -134,7 +131,9 @@ OTHERS = {
         (MESHES[-2], {"accumulate": 2}),
     ],
 )
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("rnn", "seq2seq"))) for name in OTHERS]
+)
 def test_other_models_agree_with_plain_jit(name, form, fields, batches):
     config, task = OTHERS[name]
     few = {key: batches[key][:4] for key in ("input_ids", "labels", "weights")}
@@ -152,7 +151,10 @@ def test_other_models_agree_with_plain_jit(name, form, fields, batches):
 
 @pytest.mark.parametrize(
     ("form", "fields"),
-    [("pmap", {"accumulate": 2}), (MESHES[-1], {}), pytest.param(MESHES[1], {}, marks=pytest.mark.slow)],
+    [
+        (MESHES[-1], {}),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("pmap", {"accumulate": 2}), (MESHES[1], {}))),
+    ],
 )
 def test_two_losses_agree_with_plain_jit(form, fields):
     """Masked words and the next sentence, each a mean over the whole batch; three places a row, which nothing cuts."""
@@ -210,7 +212,7 @@ def test_a_label_and_the_words_beside_it_agree_with_plain_jit(form, fields):
 # Dropout --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["data=2,fsdp=2,tensor=2", "fsdp=2,sequence=4"])
+@pytest.mark.parametrize("form", [pytest.param("data=2,fsdp=2,tensor=2", marks=pytest.mark.slow), "fsdp=2,sequence=4"])
 def test_a_mesh_draws_the_masks_of_plain_jit(form, batches):
     few = jax.tree.map(lambda x: x[:3], batches)
     config = dataclasses.replace(CONFIG, dropout=0.3, attention_dropout=0.3)

@@ -221,7 +221,7 @@ def gpt3(**arguments) -> Experiment:
     return cli.load_experiment(EXPERIMENTS / "gpt3.py")(**arguments)
 
 
-@pytest.mark.parametrize("first_rows", [None, 16, 128])
+@pytest.mark.parametrize("first_rows", [None, 16, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("size", ["small", "175b"])
 def test_gpt3_reads_the_papers_tokens_with_a_ramp_and_without(size, first_rows):
     """Brown et al., 2020, appendix B: 300 billion tokens, of which 375 million warm up and 260 have a falling rate."""

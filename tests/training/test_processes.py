@@ -40,6 +40,7 @@ def two(cluster, tmp_path_factory):
     return folder, cluster(4, [[*runs[0], disturbed], [*runs[1], disturbed | {"signal": "SIGTERM", "step": 2}]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "message"), [
     (0, r'process 1 has another command than process 0: "lr": 0.02 instead of "lr": 0.01; allowed: the same in all'),
     (1, r'process 1 has another set of examples than process 0: "train": "\w+" instead of "train": "\w+"; allowed'),
