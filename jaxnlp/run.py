@@ -70,14 +70,18 @@ class Run:
         outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
         if unknown := set(outputs) - set(OUTPUTS):
             raise ValueError(f"outputs: no {', '.join(sorted(unknown))}; allowed: {', '.join(OUTPUTS)}")
-        takes = [name for name in inspect.signature(type(self.model).__call__).parameters if name != "self"]
+        signature = inspect.signature(type(self.model).__call__).parameters
+        takes = [name for name in signature if name not in ("self", "deterministic", "logits")]
         if strange := [name for name in inputs if name not in takes]:
             raise ValueError(f"{strange[0]} came to a {type(self.model).__name__}; allowed: {', '.join(takes)}")
+        if inputs.get("input_ids") is None:
+            raise ValueError(f"input_ids did not come, beside {', '.join(inputs) or 'nothing'}; allowed: with them")
         inputs = {name: np.asarray(x) if isinstance(x, list | tuple) else x for name, x in inputs.items()}
+        shape = inputs["input_ids"].shape
         for name in LIKE_IDS:
-            if inputs.get(name) is not None and inputs[name].shape != inputs["input_ids"].shape:
-                allowed = f"{inputs['input_ids'].shape}, as input_ids"
-                raise ValueError(f"{name} has shape {inputs[name].shape}; allowed: {allowed}")
+            if (x := inputs.get(name)) is not None and x.shape not in (shape, (1, *shape[1:])):
+                raise ValueError(f"{name} has shape {x.shape}; allowed: {shape}, as input_ids, or one row for all")
+            inputs |= {} if x is None else {name: jnp.broadcast_to(x, shape)}
         for name, size in IDS.items():
             if inputs.get(name) is None:
                 continue
@@ -150,7 +154,7 @@ class Run:
 
     def _check_has(self, task: Any) -> None:
         """ValueError of a task whose heads have other parameters than the run's."""
-        if task is self.task:
+        if task is self.task or isinstance(self.task, External):  # whose heads the folder does not tell
             return
         own = getattr(self.model, "heads", ())  # an encoder with a decoder takes none
         has, wants = ({type(one) for one in heads} - {LanguageModel} for heads in (own, task.heads))
@@ -208,7 +212,7 @@ def load(
         StorageError: it is in the store, gs://…, and that cannot be reached.
         ValueError: another dtype; `step`, `ema` or `average` of what has none.
     """
-    if dtype is not None and dtype not in DTYPES:
+    if dtype is not None and (dtype if isinstance(dtype, str) else jnp.dtype(dtype).name) not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
     loop.keep_compiled()
 

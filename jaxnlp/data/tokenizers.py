@@ -92,11 +92,6 @@ class Tokenizer:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     @property
-    def adds_ends(self) -> bool:
-        """Whether transformers, which reads the same file, puts special tokens round a text."""
-        return not isinstance(self.backend, SentencePiece) and self.backend.num_special_tokens_to_add(False) > 0
-
-    @property
     def target(self) -> "Tokenizer":
         """That of the texts to be written, where those read have their own: see `Pair`."""
         return self

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.interop import sentences
 from jaxnlp.interop.labels import settings_of, task_of
 from jaxnlp.interop.tables import Row, fields, from_heads, norm, product
 from jaxnlp.models import bert, heads
+from jaxnlp.tasks.embedding import Embedding
 from jaxnlp.tasks.masked_lm import MaskedLM
 
 Heads = tuple[heads.Head, ...]
@@ -194,7 +194,7 @@ class Dialect:
         types = self._types(settings, names)
         length = (DEFAULTS | settings)["max_position_embeddings"] - self.skip
         if types == ():
-            return sentences.task_of(settings, length)
+            return Embedding(length=length)  # of sentence-transformers more is known: see sentences.py
         if types[0] is heads.MaskedLM:
             return MaskedLM(length=length, next_sentence=len(types) > 1)
         return task_of(types[0], settings, length)

@@ -108,10 +108,8 @@ class Directory:
         of_task = functools.reduce(operator.or_, map(self._json, OF_TASK)) | {"architectures": made[0]}
         with self._reading("config.json"):
             self.config = self.family.config(self.settings, names)
-        with self._reading("modules.json"):
-            of_task |= sentences.read_modules(self._json("modules.json", list))
-        with self._reading("config.json"):
             self.task = self.family.task(of_task, names)
+        self.of_task = of_task
 
     def tokenizer(self) -> Tokenizer:
         """DirectoryError where its ids are not the model's, or too many; ValueError, FileNotFoundError for files."""
@@ -129,10 +127,20 @@ class Directory:
         return tokenizer
 
     def task_with(self, tokenizer: Tokenizer) -> Any:
-        """The task, whose texts have the special tokens round them that this tokenizer puts there."""
+        """The task as the tokenizer beside it puts special tokens round texts, and as sentence-transformers pools.
+
+        DirectoryError for a way of either that is not known here.
+        """
+        if isinstance(self.task, Embedding):
+            with self._reading("modules.json or 1_Pooling"):
+                return sentences.task_of(self.of_task, self._json("modules.json", list), self.task.length)
         if not isinstance(self.task, Texts) or self.family.ENDS:
             return self.task
-        return dataclasses.replace(self.task, ends=tokenizer.adds_ends)
+        form, found, none = template(tokenizer), _ends(tokenizer), ([], [])
+        if found not in (none, own := (list(form.start), list(form.end))):
+            message = f"puts the tokens {found} before and after a text; allowed: none, or {own}"
+            raise DirectoryError(f"{self.path}/tokenizer.json {message}")
+        return dataclasses.replace(self.task, ends=found != none)
 
     def params(
         self,
@@ -246,10 +254,11 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
     params = unstack_layers(params) if config.scan else params
     config, params = family.complete(dataclasses.replace(config, scan=False), params, heads)
     ends = family.ENDS or (isinstance(task, Texts) and task.ends)
-    files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, ends, config.n_positions)
+    longest = min(config.n_positions, settings.get("max_position_embeddings", config.n_positions))
+    files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, ends, longest)
     if hasattr(family, "generation"):
         files["generation_config.json"] = as_json(family.generation(tokenizer, task))
-    if isinstance(task, Embedding):
+    if isinstance(task, Embedding) and family.ENDS:
         files |= {name: as_json(x) for name, x in sentences.files(task, config.d_model).items()}
     words, leaves, tensors = _words(config), flatten_dict(params, sep="/"), {}
     for row in family.rows(config, heads):
@@ -270,10 +279,17 @@ def _classes(family: Any, heads: tuple[Any, ...]) -> list[str]:
     return [name for name, types in family.ARCHITECTURES.items() if types == tuple(map(type, heads))]
 
 
-def _tokenizer_files(tokenizer: Tokenizer, ends: bool, n_positions: int) -> dict[str, bytes]:
+def _ends(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What transformers, which reads the same file, puts before and after a text."""
+    bare, whole = tokenizer.encode("a"), tokenizer.backend.encode("a", add_special_tokens=True).ids
+    start = next((i for i in range(len(whole)) if bare and whole[i : i + len(bare)] == bare), 0)
+    return whole[:start], whole[start + len(bare) :]
+
+
+def _tokenizer_files(tokenizer: Tokenizer, ends: bool, longest: int) -> dict[str, bytes]:
     """tokenizer.json, which with `ends` puts special tokens round texts, and what transformers wants to know of it."""
     backend, form, whole = tokenizer.backend, template(tokenizer), json.loads(tokenizer.to_json())
-    own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": n_positions}
+    own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
     names = {"eos": tokenizer.eos_id, "bos": tokenizer.bos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
     if form.start:
         names |= {"cls": form.start[0], "sep": form.end[0], "mask": tokenizer.mask_id}
@@ -282,7 +298,7 @@ def _tokenizer_files(tokenizer: Tokenizer, ends: bool, n_positions: int) -> dict
     own |= {f"{name}_token": tokenizer.token(id) for name, id in names.items() if id is not None}
     if form.segments:
         own["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
-    if ends and not tokenizer.adds_ends:
+    if ends and _ends(tokenizer) == ([], []):
         start, between, end = ([backend.id_to_token(id) for id in ids] for ids in form[:3])
         second = [f"{token}:{int(form.segments)}" for token in ("$B", *end)]
         processor = processors.TemplateProcessing(

@@ -141,7 +141,10 @@ def ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def generation(tokenizer: Tokenizer, task: Translation) -> dict[str, Any]:
-    """What transformers makes translations with: beams as ours, which never write the padding that begins a text."""
+    """What transformers makes translations with: as many beams, which never write the padding that begins a text.
+
+    Its length penalty is lengths ** n, another formula than ours, and max_length counts the token that begins.
+    """
     found = ids(tokenizer)
     own = [] if (pad := found["pad_token_id"]) == found["eos_token_id"] else [[pad]]
     return {

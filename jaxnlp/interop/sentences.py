@@ -22,25 +22,18 @@ FLAGS = {  # the older form's
 MODULES = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}  # and their folders
 
 
-def read_modules(modules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings that modules.json says; ValueError for a module that changes the vectors in another way."""
+def task_of(settings: Mapping[str, Any], modules: Sequence[Mapping[str, Any]], length: int) -> Embedding:
+    """The mean where nothing is said; ValueError for modules and poolings that are not known here, and for several."""
     found = [str(module.get("type")).rpartition(".")[2] for module in modules]
     if others := [name for name in found if name not in MODULES]:
         raise ValueError(f"the module {', '.join(others)}; allowed: {', '.join(MODULES)}")
-    return {"normalize": "Normalize" in found}
-
-
-def task_of(settings: Mapping[str, Any], length: int) -> Embedding:
-    """The mean where nothing is said; ValueError for several poolings at once, and for others."""
     on = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
     mode = settings.get("pooling_mode") or [FLAGS.get(name, name) for name in on] or "mean"
     modes = [mode] if isinstance(mode, str) else mode
     if len(modes) > 1 or modes[0] not in POOLINGS:
-        raise ValueError(f"1_Pooling: {', '.join(modes)}; allowed: one of {', '.join(POOLINGS)}")
+        raise ValueError(f"{', '.join(modes)}; allowed: one of {', '.join(POOLINGS)}")
     most = settings.get("max_seq_length") or settings.get("model_max_length") or length
-    return Embedding(
-        pooling=POOLINGS[modes[0]], normalize=settings.get("normalize", False), length=int(min(most, length))
-    )
+    return Embedding(pooling=POOLINGS[modes[0]], normalize="Normalize" in found, length=int(min(most, length)))
 
 
 def files(task: Embedding, width: int) -> dict[str, Any]:

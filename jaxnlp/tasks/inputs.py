@@ -88,7 +88,7 @@ def fitted(items: Sequence[Sequence[Tokens]], form: Template, length: int, *, qu
     ValueError for what has no token.
     """
     if not (form.start or form.end) and not all(any(map(len, item)) for item in items):
-        raise ValueError("a text without a token to predict; allowed: one with a word, as nothing is put round it")
+        raise ValueError("a text without a token; allowed: one with a word, as nothing is put round it")
     cut = sum(sum(map(len, item)) > form.room(length, len(item)) for item in items)
     if cut and not quiet:
         print(f"{cut} of {len(items)} inputs are longer than {length} tokens and cut", file=sys.stderr)

@@ -71,7 +71,7 @@ class Labelled:
     def batches(self, cache: Cache, tokenizer: Tokenizer, *, batch_size: int, seed: int | None) -> batches.Batches:
         if full := int((cache.lengths >= self.length).sum()):
             count = f"{full:,} of {len(cache):,} examples"
-            print(f"{count} fill {self.length} tokens; of longer texts the end is cut off", file=sys.stderr)
+            print(f"{count} fill {self.length} tokens; what was longer is cut", file=sys.stderr)
         options = {"batch_size": batch_size, "max_length": self.length, "buckets": self.buckets, "seed": seed}
         made = batches.padded(cache, pad_id=tokenizer.pad_id, **options)
         return batches.Mapped(made, with_next) if self.auxiliary else made

@@ -27,6 +27,7 @@ from jaxnlp.tasks.regression import Regression
 from jaxnlp.tasks.tagging import Tagging
 from jaxnlp.training.experiment import Data, Experiment
 from jaxnlp.training.folder import FolderError
+from jaxnlp.training.serialize import External
 
 ORACLE = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "golden" / "bert_family.py"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -242,7 +243,9 @@ def test_pooling_is_that_of_sentence_transformers(tmp_path, golden):
     assert [module["type"].rpartition(".")[2] for module in modules] == ["Transformer", "Pooling", NORMALIZE]
     assert (tmp_path / "out" / modules[1]["path"] / "config.json").is_file()
     (path / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
-    with pytest.raises(DirectoryError, match="modules.json: the module Dense; allowed: Transformer, Pooling, Normal"):
+    with pytest.raises(
+        DirectoryError, match="modules.json or 1_Pooling: the module Dense; allowed: Transformer, Pooling, Normal"
+    ):
         jaxnlp.load(path)
     (path / "modules.json").unlink()
     (path / "sentence_bert_config.json").unlink()  # as newer releases write it
@@ -256,7 +259,7 @@ def test_pooling_is_that_of_sentence_transformers(tmp_path, golden):
         {"pooling_mode": "weightedmean"},
     ):
         (path / "1_Pooling" / "config.json").write_text(json.dumps(mode))
-        with pytest.raises(DirectoryError, match=r"1_Pooling: .*; allowed: one of cls, lasttoken, mean, max"):
+        with pytest.raises(DirectoryError, match=r"1_Pooling.*; allowed: one of cls, lasttoken, mean, max"):
             jaxnlp.load(path)
 
 
@@ -311,7 +314,14 @@ def test_what_a_run_is_asked_wrongly_is_named(tmp_path, golden):
     np.testing.assert_array_equal(
         run.apply({"input_ids": ids}, outputs="attentions")["logits"], run.apply({"input_ids": np.array(ids)})["logits"]
     )
+    np.testing.assert_array_equal(
+        run.apply({"input_ids": ids, "attention_mask": [[1, 1, 0]]})["logits"],  # one for all
+        run.apply({"input_ids": ids, "attention_mask": [[1, 1, 0]] * 2})["logits"],
+    )
+    own = dataclasses.replace(run, task=External("a.task"), model=run.config.build())  # as a folder gives it
+    assert own.predict(["a b"], task=run.task) == run.predict(["a b"])
     for inputs, message in (
+        ({"input_ids": None}, "input_ids did not come"),
         ({"attention_mask": [[1, 1], [1, 1], [1, 1]]}, r"attention_mask has shape \(3, 2\); allowed: \(2, 3\), as inp"),
         ({"token_type_ids": [[0, 0, 5]] * 2}, r"token_type_ids holds 5; allowed: 0 … 1 \(model.n_segments=2\)"),
     ):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 import jaxnlp
 from jaxnlp.data.tokenizers import Tokenizer
@@ -171,8 +171,14 @@ def test_a_class_reads_what_transformers_reads(tmp_path, golden):
         assert again.task.ends == ends
         (found,) = again.predict(["a b c"])
         np.testing.assert_allclose(list(found["scores"].values()), np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
-    with pytest.raises(ValueError, match="a text without a token to predict; allowed: one with a word"):
+    with pytest.raises(ValueError, match="a text without a token; allowed: one with a word"):
         jaxnlp.load(tmp_path / "False").predict(["a", ""])
+    begun = Backend.from_file(str(tmp_path / "False" / "tokenizer.json"))
+    end = ("<|endoftext|>", eos)
+    begun.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[end])
+    begun.save(str(tmp_path / "False" / "tokenizer.json"))
+    with pytest.raises(DirectoryError, match=rf"tokenizer.json puts the tokens \(\[{eos}\], \[\]\) before and after"):
+        jaxnlp.load(tmp_path / "False")
     both = dataclasses.replace(run.task, pair="b", symmetric=True)
     with pytest.raises(ValueError, match="task.symmetric=True, whose two orders transformers does not add up"):
         jaxnlp.export(dataclasses.replace(run, task=both), tmp_path / "both")
