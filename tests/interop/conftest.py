@@ -22,7 +22,7 @@ assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "misma
 tokens = transformers.AutoTokenizer.from_pretrained(path)(*json.loads(texts))
 given = {key[3:]: torch.tensor(x) for key, x in np.load(to).items()}
 with torch.no_grad():
-    found = {key: x for key, x in model.eval()(**given).items() if torch.is_tensor(x)}
+    found = {key: x for key, x in model.eval().double()(**given).items() if torch.is_tensor(x)}
 np.savez(to, ids=tokens["input_ids"], kinds=tokens.get("token_type_ids", []), **found)
 """
 
