@@ -7,21 +7,19 @@ run.neighbours("word")                            run.word_map(["one", "two", "t
 
 import dataclasses
 import functools
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, Sharding
 
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained
 from jaxnlp.interop import huggingface
-from jaxnlp.models import transformer
+from jaxnlp.models.checked import checked
 from jaxnlp.models.heads import LanguageModel, speaks
 from jaxnlp.tasks import generation, words
 from jaxnlp.tasks.task import Points, sown
@@ -31,13 +29,6 @@ from jaxnlp.training.experiment import Data, Experiment, only_evaluated
 from jaxnlp.training.folder import open_run
 from jaxnlp.training.serialize import External
 
-IDS = {  # and the fields of the model that say how many there are
-    "input_ids": "vocab_size",
-    "decoder_input_ids": "output_vocab_size",
-    "position_ids": "n_positions",
-    "token_type_ids": "n_segments",
-}
-LIKE_IDS = ("attention_mask", "token_type_ids", "segment_ids")  # of the shape of input_ids
 DTYPES = ("float32", "bfloat16")
 OUTPUTS = ("attentions", "cross_attentions", "gates", "hidden_states")  # on request
 
@@ -70,57 +61,8 @@ class Run:
         outputs = (outputs,) if isinstance(outputs, str) else tuple(outputs)
         if unknown := set(outputs) - set(OUTPUTS):
             raise ValueError(f"outputs: no {', '.join(sorted(unknown))}; allowed: {', '.join(OUTPUTS)}")
-        signature = inspect.signature(type(self.model).__call__).parameters
-        takes = [name for name in signature if name not in ("self", "deterministic", "logits")]
-        if strange := [name for name in inputs if name not in takes]:
-            raise ValueError(f"{strange[0]} came to a {type(self.model).__name__}; allowed: {', '.join(takes)}")
-        if inputs.get("input_ids") is None:
-            raise ValueError(f"input_ids did not come, beside {', '.join(inputs) or 'nothing'}; allowed: with them")
-        inputs = {name: np.asarray(x) if isinstance(x, list | tuple) else x for name, x in inputs.items()}
-        shape = inputs["input_ids"].shape
-        for name in LIKE_IDS:
-            if (x := inputs.get(name)) is not None and x.shape not in (shape, (1, *shape[1:])):
-                raise ValueError(f"{name} has shape {x.shape}; allowed: {shape}, as input_ids, or one row for all")
-            inputs |= {} if x is None else {name: jnp.broadcast_to(x, shape)}
-        for name, size in IDS.items():
-            if inputs.get(name) is None:
-                continue
-            ids, rows = np.asarray(inputs[name]), getattr(self.config, size)
-            if size == "n_segments" and rows < 2:  # the model does not read them
-                continue
-            if ids.size and not 0 <= ids.min() <= ids.max() < rows:
-                bad = ids.min() if ids.min() < 0 else ids.max()
-                raise ValueError(f"{name} holds {bad}; allowed: 0 … {rows - 1} (model.{size}={rows})")
-        if inputs.get("mc_token_ids") is not None:
-            places, T = np.asarray(inputs["mc_token_ids"]), inputs["input_ids"].shape[-1]
-            if places.size and not 0 <= places.min() <= places.max() < T:
-                raise ValueError(f"mc_token_ids holds {places.tolist()}; allowed: 0 … {T - 1}, a place in its row")
-        self._check_source(inputs, outputs)
+        inputs = checked(self.model, inputs, outputs)
         return _apply(self.model, self.params, inputs, outputs)
-
-    def _check_source(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> None:
-        """ValueError of a mask that the model would misread, and of a target that belongs to no source."""
-        sources, targets = (inputs.get(name) for name in ("input_ids", "decoder_input_ids"))
-        if hasattr(self.model, "encode") and not sources.size:
-            raise ValueError(
-                f"input_ids has shape {sources.shape}; allowed: one source and more, of one token and more"
-            )
-        if targets is not None and len(targets) % max(len(sources), 1):
-            raise ValueError(f"decoder_input_ids has {len(targets)} rows; allowed: {len(sources)}, or a multiple of it")
-        if inputs.get("attention_mask") is None:
-            return
-        mask = np.asarray(inputs["attention_mask"])
-        if other := np.setdiff1d(mask, (0, 1)).tolist():
-            raise ValueError(f"attention_mask holds {other[0]}; allowed: 0 and 1")
-        if hasattr(self.model, "encode") and not (real := mask.any(-1)).all():
-            raise ValueError(f"attention_mask has no 1 in row {real.argmin()}; allowed: one and more of each source")
-        if not isinstance(self.model, transformer.Transformer | transformer.Encoder):
-            return
-        begins = np.diff(mask.astype(int), axis=-1, prepend=0) == 1
-        if (holes := begins.sum(-1) > 1).any():
-            raise ValueError(f"attention_mask has 0 between 1s in row {holes.argmax()}; allowed: 1s side by side")
-        if outputs and (left := mask[:, 0] == 0).any():  # its blocks read the tokens moved to the left
-            raise ValueError(f"outputs of row {left.argmax()}, which begins with padding; allowed: padding at the end")
 
     def generate(self, prompts: Sequence[str], **options: Any) -> list[Any]:
         """The text that goes on from each prompt, a list of strings: see `jaxnlp.tasks.generation.generate`.

@@ -184,20 +184,14 @@ def test_a_class_reads_what_transformers_reads(tmp_path, golden):
         jaxnlp.export(dataclasses.replace(run, task=both), tmp_path / "both")
 
 
-def test_a_language_model_beside_a_class_leaves_nothing_to_write(tmp_path, golden):
-    name = "GPT2ForSequenceClassification"
+@pytest.mark.parametrize(
+    ("name", "auxiliary"),
+    [("GPT2ForSequenceClassification", 0.5), ("GPT2DoubleHeadsModel", 0.0), ("OpenAIGPTDoubleHeadsModel", 0.0)],
+)
+def test_a_language_model_beside_another_head_has_nothing_to_write(name, auxiliary, tmp_path, golden):
+    """So a class takes it, or one alone is written with it."""
     run = jaxnlp.load(written(tmp_path / "in", name, golden))
-    task = dataclasses.replace(run.task, auxiliary=0.5)
-    jaxnlp.export(dataclasses.replace(run, task=task, model=run.config.build(task.heads)), tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [name]
-    before, after = tensors_of(name, golden), safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
-    assert before.keys() == after.keys()
-
-
-@pytest.mark.parametrize("name", ["GPT2DoubleHeadsModel", "OpenAIGPTDoubleHeadsModel"])
-def test_a_choice_alone_is_written_beside_a_language_model(name, tmp_path, golden):
-    run = jaxnlp.load(written(tmp_path / "in", name, golden))
-    task = dataclasses.replace(run.task, auxiliary=0.0)
+    task = dataclasses.replace(run.task, auxiliary=auxiliary)
     jaxnlp.export(dataclasses.replace(run, task=task, model=run.config.build(task.heads)), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [name]
     before, after = tensors_of(name, golden), safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
