@@ -318,16 +318,7 @@ class _Tensors:
     def __init__(self, path: pathlib.Path, architecture: str, on_hub: str | None = None):
         files = self._files(path)
         if not files:
-            names = sorted({file.name for file in path.iterdir()} | set(_listed(on_hub)))
-            whole = on_hub or path
-            if pickles := [name for pattern in PICKLES for name in names if fnmatch.fnmatch(name, pattern)]:
-                made, to = (architecture,), path
-                if on_hub:  # what the Hub keeps here is not written to: a folder of one's own gets everything
-                    made, to = (architecture, "AutoTokenizer"), on_hub.rpartition("/")[2]
-                steps = [f"t.{one}.from_pretrained('{whole}').save_pretrained('{to}')" for one in made]
-                raise DirectoryError(CONVERT.format(found=f"{whole}/{pickles[0]}", steps="; ".join(steps)))
-            allowed = "model.safetensors, or parts of it with their index"
-            raise DirectoryError(f"{whole} holds {', '.join(names)}; allowed: {allowed}")
+            raise DirectoryError(_without_tensors(path, architecture, on_hub))
         self.path, self.open, self.file_of = path, {}, {}
         for file in files:
             try:
@@ -363,6 +354,21 @@ class _Tensors:
     def __exit__(self, *_: Any) -> None:
         for file in self.open.values():
             file.__exit__(None, None, None)
+
+
+def _without_tensors(path: pathlib.Path, architecture: str, on_hub: str | None) -> str:
+    """What is there instead of *.safetensors, and how to convert a pickle, here or on the Hub.
+
+    What the Hub keeps here is not written to: there a folder of one's own gets the tokenizer too.
+    """
+    names = sorted({file.name for file in path.iterdir()} | set(_listed(on_hub)))
+    pickle = next((name for pattern in PICKLES for name in fnmatch.filter(names, pattern)), None)
+    whole, to = (on_hub, on_hub.rpartition("/")[2]) if on_hub else (path, path)
+    if pickle is None:
+        return f"{whole} holds {', '.join(names)}; allowed: model.safetensors, or parts of it with their index"
+    parts = (architecture, "AutoTokenizer") if on_hub else (architecture,)
+    steps = "; ".join(f"t.{part}.from_pretrained('{whole}').save_pretrained('{to}')" for part in parts)
+    return CONVERT.format(found=f"{whole}/{pickle}", steps=steps)
 
 
 def _listed(on_hub: str | None) -> list[str]:
