@@ -2,13 +2,14 @@
 
     python experiments/studies/fine_tuning.py --peer-python PEER --pretrained DIR --data-dir DIR
         [--sets sst2,nsmc,sick_entailment,sick_relatedness,wnut17,squad,comve] [--steps N] [--rows N] [--lr X]
-        [--seeds 1 2 3] [--scored N]
+        [--seeds 1 2 3] [--scored N] [--dropout P]
 
 DIR is a BERT as transformers writes it. Each experiment's own batches, learning rates and initial parameters, the head
 among them, go to the peer, transformers' AutoModelFor… in PyTorch, eager, with AdamW, fused; ten steps of one side
-follow ten of the other. Dropout is each side's own. What the peer has learned is saved as its directory, and jaxnlp
-scores both: the task's metrics over the first N examples of the validation part. Printed are these of each seed, their
-mean and standard deviation over the seeds, and each side's median step.
+follow ten of the other. Dropout's draws are each side's own; without it (`--dropout 0`) both compute the same. What
+the peer has learned is saved as its directory, and jaxnlp scores both: the task's metrics over the first N examples of
+the validation part. Printed are these of each seed and by how much the losses of the first ten steps differ at most,
+the scores' mean and standard deviation over the seeds, and each side's median step.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def batch(found, i: int):
 class Ours:
     """A training whose steps are taken when asked for."""
 
-    def __init__(self, experiment, data_dir: str):
+    def __init__(self, experiment, data_dir: str, dropout: float | None):
         import dataclasses
 
         import jax
@@ -54,6 +55,8 @@ class Ours:
         from jaxnlp.training import loop, parallel, pretrained
 
         config, self.tokenizer = pretrained.base(experiment.init)
+        if dropout is not None:
+            config = dataclasses.replace(config, dropout=dropout, attention_dropout=dropout)
         self.experiment = experiment = dataclasses.replace(experiment, model=config)
         batches, _ = loop.batches_for(experiment, self.tokenizer, data_dir)
         rows = slice(None)
@@ -71,14 +74,15 @@ class Ours:
     def _batch(self, i: int):
         return {name: x[None] for name, x in batch(self.batches, i).items()}
 
-    def train(self, start: int) -> float:
+    def train(self, start: int) -> tuple[float, list[float]]:
         import jax
 
-        began = time.perf_counter()
+        began, losses = time.perf_counter(), []
         for i in range(start, min(start + TURN, self.experiment.steps)):
             self.state, sums = self.update(self.state, self._batch(i))
-        jax.block_until_ready(sums)
-        return time.perf_counter() - began
+            losses.append(sums["loss"])
+        losses = jax.device_get(losses)
+        return time.perf_counter() - began, [float(total / weight) for total, weight in losses]
 
     def run(self):
         from jaxnlp.run import Run
@@ -124,18 +128,20 @@ class Theirs:
             losses = entropy(out.logits, one["labels"])
         return (losses * weights.reshape(-1)).sum() / weights.sum()
 
-    def train(self, start: int) -> float:
+    def train(self, start: int) -> tuple[float, list[float]]:
         import torch
 
-        began = time.perf_counter()
+        began, losses = time.perf_counter(), []
         for i in range(start, min(start + TURN, len(self.rates))):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rates[i]
-            self._loss(i).backward()
+            loss = self._loss(i)
+            losses.append(loss.detach())
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - began
+        return time.perf_counter() - began, [loss.item() for loss in losses]
 
     def save(self, path: str) -> None:
         self.model.save_pretrained(path)
@@ -174,22 +180,26 @@ def compare(name: str, args: argparse.Namespace, other: peer.Peer) -> None:
     held_out = [held_out[i] for i in range(min(len(held_out), args.scored or len(held_out)))]
     seconds, scores = {"jaxnlp": [], "transformers": []}, {"jaxnlp": [], "transformers": []}
     for seed in args.seeds:
-        ours = Ours(dataclasses.replace(made, seed=seed), args.data_dir)
+        ours = Ours(dataclasses.replace(made, seed=seed), args.data_dir, args.dropout)
         rates = [float(schedule(made.optim, made.steps)(i)) for i in range(made.steps)]
         with tempfile.TemporaryDirectory() as folder:
             np.savez(path := f"{folder}/batches.npz", **ours.batches)
             jaxnlp.export(ours.run(), initial := f"{folder}/initial")
             other.ask(what="begin", path=path, initial=initial, kind=kind, seed=seed, rates=rates)
             for start in range(0, made.steps, TURN):
-                n = min(TURN, made.steps - start)
-                seconds["jaxnlp"].append(ours.train(start) / n)
-                seconds["transformers"].append(other.ask(what="train", start=start) / n)
+                turn = {"jaxnlp": ours.train(start), "transformers": other.ask(what="train", start=start)}
+                for side, (took, losses) in turn.items():
+                    seconds[side].append(took / len(losses))
+                if start == 0:
+                    pairs = zip(*(losses for _, losses in turn.values()), strict=True)
+                    apart = max(abs(a / b - 1) for a, b in pairs)
             other.ask(what="save", path=f"{folder}/theirs")
             for file in pathlib.Path(args.pretrained).glob("*tok*"):
                 shutil.copy(file, f"{folder}/theirs")
             for side, run in (("jaxnlp", ours.run()), ("transformers", jaxnlp.load(f"{folder}/theirs"))):
                 scores[side].append(jaxnlp.evaluate(run, source=held_out, task=made.task)[metric])
-        print(f"  seed {seed}   " + "   ".join(f"{side} {found[-1]:.4f}" for side, found in scores.items()), flush=True)
+        line = "   ".join(f"{side} {found[-1]:.4f}" for side, found in scores.items())
+        print(f"  seed {seed}   {line}   losses {apart:.0e} apart", flush=True)
     medians = {side: statistics.median(found) for side, found in seconds.items()}
     print(f"{name}: {metric} of {len(held_out):,}, {made.steps} steps of {made.batch_size}")
     for side, found in scores.items():
@@ -209,6 +219,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--scored", type=int)
+    parser.add_argument("--dropout", type=float)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
