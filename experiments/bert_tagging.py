@@ -12,14 +12,12 @@ from typing import Literal
 from jaxnlp.data.corpora.wnut17 import TAGS
 from jaxnlp.data.sources import TFDS
 from jaxnlp.tasks.tagging import Tagging
-from jaxnlp.training.experiment import Data, Experiment, Pretrained
-from jaxnlp.training.optim import Optim
+from jaxnlp.training.experiment import Data, Experiment, fine_tuned
 
 SETS = {  # the feature of the tags, labels, examples to train on
     "conll2003": ("ner", ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"), 14_042),
     "wnut17": ("ner", TAGS, 3_394),
 }
-EPOCHS, BATCH_SIZE = 4, 16
 
 
 def experiment(
@@ -27,11 +25,6 @@ def experiment(
 ) -> Experiment:
     tags, labels, examples = SETS[name]
     validation = {"conll2003": "dev"}.get(name, "validation")
-    return Experiment(
-        task=Tagging(labels=labels, tags=tags),
-        data=Data(train=TFDS(name, "train"), validation=TFDS(name, validation)),
-        init=Pretrained(pretrained, fresh=".*" if scratch else "heads/.*"),
-        optim=Optim(lr=5e-5, warmup=0.1, decay="linear", end=0.0, b2=0.999, epsilon=1e-6, weight_decay=0.01),
-        steps=EPOCHS * examples // BATCH_SIZE,
-        batch_size=BATCH_SIZE,
-    )
+    task = Tagging(labels=labels, tags=tags)
+    data = Data(train=TFDS(name, "train"), validation=TFDS(name, validation))
+    return fine_tuned(task, data, pretrained, scratch, examples=examples, epochs=4, lr=5e-5, batch_size=16)

@@ -10,19 +10,10 @@ and sizes and nothing of what it learned. Rate, epochs and batch are BERT's for 
 
 from jaxnlp.data.sources import TFDS
 from jaxnlp.tasks.multiple_choice import MultipleChoice
-from jaxnlp.training.experiment import Data, Experiment, Pretrained
-from jaxnlp.training.optim import Optim
-
-EXAMPLES, EPOCHS, BATCH_SIZE = 10_000, 3, 16
+from jaxnlp.training.experiment import Data, Experiment, fine_tuned
 
 
 def experiment(pretrained: str = "runs/bert", scratch: bool = False) -> Experiment:
-    return Experiment(
-        task=MultipleChoice(n_choices=3, length=64),
-        data=Data(train=TFDS("comve", "train"), validation=TFDS("comve", "validation")),
-        init=Pretrained(pretrained, fresh=".*" if scratch else "heads/.*"),
-        optim=Optim(lr=2e-5, warmup=0.1, decay="linear", end=0.0, b2=0.999, epsilon=1e-6, weight_decay=0.01),
-        steps=EPOCHS * EXAMPLES // BATCH_SIZE,
-        batch_size=BATCH_SIZE,
-        monitor="accuracy",
-    )
+    task = MultipleChoice(n_choices=3, length=64)
+    data = Data(train=TFDS("comve", "train"), validation=TFDS("comve", "validation"))
+    return fine_tuned(task, data, pretrained, scratch, examples=10_000, lr=2e-5, batch_size=16, monitor="accuracy")

@@ -14,8 +14,7 @@ from typing import Literal, get_args
 from jaxnlp.data.sources import TFDS
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.regression import Regression
-from jaxnlp.training.experiment import Data, Experiment, Pretrained
-from jaxnlp.training.optim import Optim
+from jaxnlp.training.experiment import Data, Experiment, fine_tuned
 
 Name = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
 ENTAILMENT = ("entailment", "not_entailment")
@@ -30,7 +29,6 @@ TASKS = {  # features, labels, examples to train on
     "rte": (("sentence1", "sentence2"), ENTAILMENT, 2_490),
     "wnli": (("sentence1", "sentence2"), ("not_entailment", "entailment"), 635),
 }
-EPOCHS, BATCH_SIZE = 3, 32
 assert set(TASKS) == set(get_args(Name))
 
 
@@ -45,12 +43,6 @@ def experiment(
     made = {"text": text, "pair": pair, "length": 128}
     task = Classification(labels=labels, **made) if labels else Regression(label="label", **made)
     held_out = validation or ("validation_matched" if name == "mnli" else "validation")
-    return Experiment(
-        task=task,
-        data=Data(train=TFDS(f"glue/{name}", "train"), validation=TFDS(f"glue/{name}", held_out)),
-        init=Pretrained(pretrained, fresh=".*" if scratch else "heads/.*"),
-        optim=Optim(lr=3e-5, warmup=0.1, decay="linear", end=0.0, b2=0.999, epsilon=1e-6, weight_decay=0.01),
-        steps=EPOCHS * examples // BATCH_SIZE,
-        batch_size=BATCH_SIZE,
-        monitor="accuracy" if labels else "loss",
-    )
+    data = Data(train=TFDS(f"glue/{name}", "train"), validation=TFDS(f"glue/{name}", held_out))
+    monitor = "accuracy" if labels else "loss"
+    return fine_tuned(task, data, pretrained, scratch, examples=examples, monitor=monitor)

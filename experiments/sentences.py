@@ -15,8 +15,7 @@ from typing import Literal
 from jaxnlp.data.sources import TFDS
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.regression import Regression
-from jaxnlp.training.experiment import Data, Experiment, Pretrained
-from jaxnlp.training.optim import Optim
+from jaxnlp.training.experiment import Data, Experiment, fine_tuned
 
 PAIR = {"text": "sentence_A", "pair": "sentence_B", "length": 64}
 TASKS = {
@@ -26,9 +25,10 @@ TASKS = {
     ),
     "sick_relatedness": Regression(label="relatedness_score", **PAIR),
 }
-SPLITS = {"nsmc": ("train[1%:]", "train[:1%]"), "sick": ("train", "validation")}
-EXAMPLES = {"nsmc": 150_000, "sick": 4_500}  # to train on
-EPOCHS, BATCH_SIZE = 3, 32
+SOURCES = {  # the parts to train and to validate on, examples to train on
+    "nsmc": ("train[1%:]", "train[:1%]", 150_000),
+    "sick": ("train", "validation", 4_500),
+}
 
 
 def experiment(
@@ -37,13 +37,7 @@ def experiment(
     scratch: bool = False,
 ) -> Experiment:
     task, source = TASKS[name], name.partition("_")[0]
-    train, validation = SPLITS[source]
-    return Experiment(
-        task=task,
-        data=Data(train=TFDS(source, train), validation=TFDS(source, validation)),
-        init=Pretrained(pretrained, fresh=".*" if scratch else "heads/.*"),
-        optim=Optim(lr=3e-5, warmup=0.1, decay="linear", end=0.0, b2=0.999, epsilon=1e-6, weight_decay=0.01),
-        steps=EPOCHS * EXAMPLES[source] // BATCH_SIZE,
-        batch_size=BATCH_SIZE,
-        monitor="accuracy" if isinstance(task, Classification) else "loss",
-    )
+    train, validation, examples = SOURCES[source]
+    data = Data(train=TFDS(source, train), validation=TFDS(source, validation))
+    monitor = "accuracy" if isinstance(task, Classification) else "loss"
+    return fine_tuned(task, data, pretrained, scratch, examples=examples, monitor=monitor)

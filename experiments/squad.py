@@ -1,6 +1,6 @@
 """Questions answered by spans of Wikipedia: BERT fine-tuned on SQuAD (Devlin et al., 2019, sections 4.2 and 4.3).
 
-    jaxnlp train squad --pretrained DIR --data-dir DIR [--version v2.0]
+    jaxnlp train squad --pretrained DIR --data-dir DIR [--version v2.0] [--scratch]
     jaxnlp evaluate runs/squad
 
 DIR is a BERT's: a run's folder, or a Hugging Face directory. Version 2.0 has questions without an answer, for which
@@ -13,19 +13,14 @@ from typing import Literal
 
 from jaxnlp.data.sources import TFDS
 from jaxnlp.tasks.span_qa import SpanQA
-from jaxnlp.training.experiment import Data, Experiment, Pretrained
-from jaxnlp.training.optim import Optim
+from jaxnlp.training.experiment import Data, Experiment, fine_tuned
 
 EXAMPLES = {"v1.1": 87_599, "v2.0": 130_319}  # to train on
-EPOCHS, BATCH_SIZE = 2, 32
 
 
-def experiment(pretrained: str = "runs/bert", version: Literal["v1.1", "v2.0"] = "v1.1") -> Experiment:
-    return Experiment(
-        task=SpanQA(no_answer=version == "v2.0"),
-        data=Data(train=TFDS(f"squad/{version}", "train"), validation=TFDS(f"squad/{version}", "validation")),
-        init=Pretrained(pretrained, fresh="heads/.*"),
-        optim=Optim(lr=3e-5, warmup=0.1, decay="linear", end=0.0, b2=0.999, epsilon=1e-6, weight_decay=0.01),
-        steps=EPOCHS * EXAMPLES[version] // BATCH_SIZE,
-        batch_size=BATCH_SIZE,
-    )
+def experiment(
+    pretrained: str = "runs/bert", version: Literal["v1.1", "v2.0"] = "v1.1", scratch: bool = False
+) -> Experiment:
+    task = SpanQA(no_answer=version == "v2.0")
+    data = Data(train=TFDS(f"squad/{version}", "train"), validation=TFDS(f"squad/{version}", "validation"))
+    return fine_tuned(task, data, pretrained, scratch, examples=EXAMPLES[version], epochs=2, lr=3e-5, batch_size=32)

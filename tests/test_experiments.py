@@ -171,6 +171,13 @@ def test_is_well_formed(path):
         assert logits.shape == (*rows.shape, words)
 
 
+@pytest.mark.parametrize("name", ["bert_tagging", "comve", "glue", "sentences", "squad", "swag"])
+def test_scratch_keeps_nothing_of_the_checkpoint(name):
+    kept, fresh = (made(FOLDER / f"{name}.py", scratch=scratch) for scratch in (False, True))
+    assert (kept.init.fresh, fresh.init.fresh) == ("heads/.*", ".*")
+    assert dataclasses.replace(fresh, init=kept.init) == kept
+
+
 def test_importing_touches_no_device():
     """All experiments, in a process in which JAX may not start a backend."""
     code = f"""

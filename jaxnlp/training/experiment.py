@@ -156,6 +156,33 @@ class Experiment:
         return 0 if self.ramp is None else max(round(self.ramp.until * self.steps), 1)
 
 
+def fine_tuned(
+    task: Any,
+    data: Data,
+    pretrained: str,
+    scratch: bool = False,
+    *,
+    examples: int,  # to train on
+    epochs: int = 3,
+    lr: float = 3e-5,
+    batch_size: int = 32,
+    monitor: str = "loss",
+) -> Experiment:
+    """A task learned by BERT's recipe; the defaults are for GLUE (Devlin et al., 2019, section 4.1 and appendix A.3).
+
+    `scratch`: the checkpoint's tokenizer and sizes, and nothing of what it learned.
+    """
+    return Experiment(
+        task=task,
+        data=data,
+        init=Pretrained(pretrained, fresh=".*" if scratch else "heads/.*"),
+        optim=Optim(lr=lr, warmup=0.1, decay="linear", end=0.0, b2=0.999, epsilon=1e-6, weight_decay=0.01),
+        steps=epochs * examples // batch_size,
+        batch_size=batch_size,
+        monitor=monitor,
+    )
+
+
 def only_evaluated(task: Any) -> bool:
     """Whether a task asks a model that has learned another, as `Prompting` does, and learns nothing."""
     return hasattr(task, "score") and not hasattr(task, "sums")
