@@ -52,6 +52,12 @@ def cross_entropy(
     return (losses * weights).sum(), weights.sum()
 
 
+def hits(logits: Float[Array, "*N V"], labels: Int[Array, "*N"], weights: Float[Array, "*N"]) -> dict[str, Sums]:
+    """The cross entropy as "loss", and as "accuracy" how often the label is the likeliest."""
+    loss, weight = cross_entropy(logits, labels, weights)
+    return {"loss": (loss, weight), "accuracy": (jnp.sum(weights * (logits.argmax(-1) == labels)), weight)}
+
+
 def blocked_cross_entropy(
     hidden: Float[Array, "B T D"],
     table: Float[Array, "V D"],

@@ -1,6 +1,6 @@
 """Scores of whole sets, as the field counts them.
 
-F1    of the last of two classes, as GLUE has it; of more, the mean of all classes' (macro)
+F1    of the last of two classes, as GLUE has it; of more, the mean (macro) of those that occur among true or found
 MCC   Matthews' correlation of true and found classes, -1 to 1 (Matthews, 1975)
 
 Answers to questions as the scripts of SQuAD 1.1 and 2.0 compare them (Rajpurkar et al., 2016, 2018): lower case, no

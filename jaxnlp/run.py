@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, Sharding
 
 from jaxnlp.data.tokenizers import Tokenizer
@@ -96,15 +97,16 @@ class Run:
 
     def _check_has(self, task: Any) -> None:
         """ValueError of a task whose heads have other parameters than the run's."""
-        if task is self.task or isinstance(self.task, External):  # whose heads the folder does not tell
+        if task is self.task or not set(map(type, task.heads)) - {LanguageModel}:
             return
-        own = getattr(self.model, "heads", ())  # an encoder with a decoder takes none
-        has, wants = ({type(one) for one in heads} - {LanguageModel} for heads in (own, task.heads))
-        if not wants <= has:
-            names = ", ".join(one.__name__ for one in has) or "no head"
-            raise ValueError(
-                f"the task {type(task).__name__} of a run with {names}; allowed: a task of what it learned"
-            )
+        init, shapes = self.config.build(task.heads).init, functools.partial(jax.tree.map, jnp.shape)
+        wants = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]["heads"]
+        has, wants = (flatten_dict(shapes(heads), sep="/") for heads in (self.params.get("heads", {}), wants))
+        for path, shape in wants.items():
+            if has.get(path) != shape:
+                found = has.get(path) or ", ".join({path.partition("/")[0]: 0 for path in has}) or "no head"
+                message = f"the task {type(task).__name__}, whose {path} has shape {shape}, of a run with {found}"
+                raise ValueError(f"{message}; allowed: a task of what it learned")
 
     def _check_speaks(self, what: str) -> None:
         if not hasattr(self.model, "init_cache"):
@@ -192,7 +194,7 @@ def export(run: Run, path: str | os.PathLike, *, format: str = "huggingface") ->
     Such a run is whole: it names no base, nor where it came from.
 
     Raises:
-        ValueError: another format, a model that transformers has not, or no run to be written as one.
+        ValueError: another format, a model or a task that transformers has not, or no run to be written as one.
         FileExistsError: there is something in the folder.
     """
     if format == "huggingface":

@@ -164,7 +164,8 @@ def _write(path: pathlib.Path, identity: dict, examples: sources.Examples, encod
             written.append(pool.submit(_write_shard, path / f"{len(written):05}.array_record", shard))
     if not lengths:
         raise ValueError(
-            f"source: found no tokens in its {len(examples)} examples; allowed: one example with text or more"
+            f"source: found no tokens in its {len(examples)} examples, or none that has a label (-1: unlabelled); "
+            "allowed: one example and more with text, and with a label where one is learned"
         )
     np.save(path / "lengths.npy", np.array(lengths, np.int64))
     _write_manifest(path, identity | {"shard_pieces": [future.result() for future in written]})

@@ -225,7 +225,8 @@ def hide(
     ids: Tokens, vocabulary: Vocabulary, *, rate: float, whole_words: bool, rng: np.random.Generator, most: int
 ) -> Hidden:
     """`rate` of the tokens that are not special, at least one and at most `most`: 80 % become the mask token, 10 % a
-    random one, 10 % stay. Of whole words, drawn until the next would be too many, each token has a fate of its own.
+    random one, 10 % stay. Whole words, each token of which has a fate of its own, are drawn one after another, and
+    passed over where they are larger than what is left: then it may be fewer tokens, of a short text none at all.
 
     >>> hide(np.array([2, 7, 8, 9, 3]), vocabulary, rate=0.3, whole_words=False, rng=rng, most=2)
     Hidden(input_ids=array([2, 7, 4, 9, 3]), positions=array([2]), labels=array([8]))

@@ -30,7 +30,7 @@ import numpy as np
 import tokenizers
 from etils import epath
 from jaxtyping import Bool, Int
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxnlp.data.sentencepiece import SentencePiece
 from jaxnlp.files import write_atomically
@@ -172,7 +172,7 @@ class Tokenizer:
     def begins_word(self) -> Bool[np.ndarray, " V"]:
         """Of each id, whether a word begins with it: not with ##, and in byte-level BPE only after white space."""
         tokens = [self.backend.id_to_token(i) or "" for i in range(self.vocab_size)]
-        if isinstance(self.backend, SentencePiece):
+        if isinstance(self.backend, SentencePiece) or isinstance(self.backend.decoder, decoders.Metaspace):
             return np.array([token.startswith("\u2581") for token in tokens])
         if isinstance(self.backend.model, models.WordPiece):
             inside = self.backend.model.continuing_subword_prefix
@@ -409,9 +409,9 @@ def _marian(path: epath.Path, target_vocabulary: str) -> PairTokenizer:
     return PairTokenizer(*made)
 
 
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+def _byte_level(model: models.BPE, add_prefix_space: bool = False) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space)
     backend.decoder = decoders.ByteLevel()
     return backend
 
@@ -437,14 +437,16 @@ def _wordpiece(
 
 
 def _bpe(vocab: epath.Path, merges: epath.Path) -> tokenizers.Tokenizer:
-    words = json.loads(vocab.read_text(encoding="utf-8"))
+    words, options = _json(vocab), _json(vocab.with_name("tokenizer_config.json"))
     if END not in words and any(word.endswith(WORD_END) for word in words):
         return _gpt1(vocab, merges)
-    backend = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
+    backend = _byte_level(models.BPE.from_file(str(vocab), str(merges)), options.get("add_prefix_space", False))
     special = ROBERTA_SPECIALS if {"<s>", "</s>"} <= words.keys() else (END,)
     if not words.keys() & set(special):
         raise ValueError(f"tokenizer {vocab}: found no {END}; allowed: GPT-2's vocabulary, which has it, or RoBERTa's")
-    backend.add_special_tokens([token for token in special if token in words])
+    backend.add_special_tokens(
+        [AddedToken(token, lstrip=token == "<mask>", normalized=False) for token in special if token in words]
+    )
     return backend
 
 
@@ -463,8 +465,7 @@ def _gpt1(vocab: epath.Path, merges: epath.Path) -> tokenizers.Tokenizer:
 def _bert(vocab: epath.Path) -> tokenizers.Tokenizer:
     """Without a tokenizer_config.json that tells, a vocabulary without upper-case letters is an uncased model's."""
     model = models.WordPiece.from_file(str(vocab), unk_token="[UNK]")
-    config = vocab.with_name("tokenizer_config.json")
-    options = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    options = _json(vocab.with_name("tokenizer_config.json"))
     words = set(vocab.read_text(encoding="utf-8").splitlines()) - set(BERT_SPECIALS)
     uncased = not any(word != word.lower() for word in words if not word.startswith("["))
     backend = _wordpiece(
@@ -477,11 +478,14 @@ def _bert(vocab: epath.Path) -> tokenizers.Tokenizer:
     return _with_bert_specials(backend)
 
 
+def _json(file: epath.Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 def _with_added(backend: tokenizers.Tokenizer, folder: epath.Path) -> tokenizers.Tokenizer:
     """With the words of added_tokens.json, whose ids follow those of the vocabulary."""
     file = folder / "added_tokens.json"
-    added = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for token, id in sorted(added.items(), key=lambda pair: pair[1]):
+    for token, id in sorted(_json(file).items(), key=lambda pair: pair[1]):
         if backend.token_to_id(token) is None:
             backend.add_tokens([token])
         if (found := backend.token_to_id(token)) != id:

@@ -50,6 +50,8 @@ DEFAULTS = {  # of transformers, for settings that the first published files lac
     "attention_probs_dropout_prob": 0.1,
     "dropout": 0.1,
     "attention_dropout": 0.1,
+    "classifier_dropout": None,
+    "seq_classif_dropout": 0.2,
 }
 
 
@@ -66,6 +68,7 @@ class Dialect:
     pooler: tuple[str, str] | None  # the pooler's activation and tensor
     poolers: Mapping[type, tuple[str, str]] = dataclasses.field(default_factory=dict)  # that of some heads
     skip: int = 0  # rows of the table of positions before the first
+    free: tuple[str, ...] = ("pad_token_id",)  # settings on which no output depends, whatever the tokenizer has
 
     ENDS = True  # the tokenizer puts special tokens round a text
 
@@ -86,9 +89,10 @@ class Dialect:
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
         types, fixed = self._types(settings, names), dict(self.fixed)
+        self._check_activation(types, ACTIVATIONS[activation])
         if heads.MaskedLM not in types:  # nothing could be tied
             del fixed["tie_word_embeddings"]
-        made = fields(bert.Config, settings, self.same, fixed, DEFAULTS)
+        made = fields(bert.Config, settings, self._same(types), fixed, DEFAULTS)
         made["n_positions"] -= self.skip
         made |= {} if "segments" in self.body else {"n_segments": 0}
         kind, tensor = self._pooler(types) or (None, "")
@@ -99,13 +103,19 @@ class Dialect:
     def settings(self, c: bert.Config, task: Any) -> dict[str, Any]:
         types = tuple(map(type, task.heads))
         kind, _ = self._pooler(types) or (None, "")
-        if types and types[-1] in POOLED and c.pooler != kind:
+        if c.pooler != kind and ((kind and c.pooler) or (types and types[-1] in POOLED)):
             name = next(name for name, found in self.ARCHITECTURES.items() if found == types)
             raise ValueError(f"model.pooler={c.pooler!r}; allowed in a {name}: {kind}")
         if c.d_head not in (None, c.d_model // c.n_heads):
             raise ValueError(f"model.d_head={c.d_head}; {self.name} allows: None")
-        values = {theirs: getattr(c, ours) for theirs, ours in self.same.items()}
-        width = next(theirs for theirs, ours in self.same.items() if ours == "d_ff")
+        if "epsilon" not in self.same.values() and c.epsilon != DEFAULTS["layer_norm_eps"]:
+            raise ValueError(f"model.epsilon={c.epsilon}; {self.name} allows: {DEFAULTS['layer_norm_eps']}")
+        self._check_activation(types, c.activation)
+        same = self._same(types)
+        values = {theirs: getattr(c, ours) for theirs, ours in same.items()}
+        if values.get("seq_classif_dropout", 0) is None:
+            values["seq_classif_dropout"] = c.dropout
+        width = next(theirs for theirs, ours in same.items() if ours == "d_ff")
         activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == c.activation)
         fixed = {theirs: allowed for theirs, (allowed, _) in self.fixed.items()}
         values |= {width: c.ff_width, "max_position_embeddings": c.n_positions + self.skip}
@@ -206,6 +216,16 @@ class Dialect:
             return (heads.MaskedLM, heads.NextSentence)
         return types
 
+    def _same(self, types: tuple[type, ...]) -> Mapping[str, str]:
+        """Settings and fields of a class; DistilBERT's dropout before a head is of two classes alone."""
+        own = {"seq_classif_dropout": "head_dropout"} if set(types) & set(self.poolers) else {}
+        return {**self.same, **(own if self.kind == "distilbert" else {"classifier_dropout": "head_dropout"})}
+
+    def _check_activation(self, types: tuple[type, ...], activation: str) -> None:
+        """RoBERTa's masked language model has this one before its words, whatever the body has."""
+        if self.kind == "roberta" and heads.MaskedLM in types and activation != "gelu":
+            raise ValueError(f"activation {activation}; allowed in a RobertaForMaskedLM: gelu")
+
     def _pooler(self, types: tuple[type, ...]) -> tuple[str, str] | None:
         """Activation and tensor of the pooler beneath those heads."""
         return next((self.poolers[head] for head in types if head in self.poolers), self.pooler)
@@ -274,6 +294,7 @@ _ROBERTA = dataclasses.replace(
     },
     poolers={heads.Classification: ("tanh", "classifier.dense")},
     skip=2,
+    free=(),
 )
 _DISTILBERT = Dialect(
     kind="distilbert",

@@ -46,6 +46,14 @@ OF_TASK = (  # a later one's count
     *("sentence_bert_config.json", "1_Pooling/config.json"),  # of sentence-transformers
 )
 FILES = ("*.json", "*.safetensors", "*.txt", "*.spm", "*.bpe")  # of a directory
+INDEX = "model.safetensors.index.json"
+AS_WRITTEN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that read tokenizer.json alone
+LETTERS = {  # settings of tokenizer_config.json, and the fields of tokenizer.json that say the same
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+    "add_prefix_space": "add_prefix_space",
+}
 ON_HUB = r"\w[\w.-]*(/\w[\w.-]*)?"  # a model's name there
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = """\
@@ -98,7 +106,7 @@ class Directory:
             raise DirectoryError(f"{self.path}/config.json: model_type={kind!r}; allowed: {', '.join(FAMILIES)}")
         self.family = FAMILIES[kind]
         made = settings.get("architectures") or list(self.family.ARCHITECTURES)
-        if made[0] not in self.family.ARCHITECTURES:
+        if not isinstance(made, list) or made[0] not in list(self.family.ARCHITECTURES):
             allowed = ", ".join(self.family.ARCHITECTURES)
             raise DirectoryError(f"{self.path}/config.json: architectures={made}; allowed: {allowed}")
         self.architecture, self.settings = made[0], settings | {"architectures": made[0]}
@@ -121,26 +129,38 @@ class Directory:
                 message = f"{name}={size}; allowed: {one.vocab_size}, the tokenizer's, and more"
                 raise DirectoryError(f"{self.path}/config.json: {message}")
         for name, found in self.family.ids(tokenizer).items():
-            if self.settings.get(name) not in (None, found, [found]):
+            if self.settings.get(name) not in (None, found, [found]) and name not in getattr(self.family, "free", ()):
                 message = f"{name}={self.settings[name]}; allowed: {found}, as the tokenizer beside it has it"
                 raise DirectoryError(f"{self.path}/config.json: {message}")
+        self._check_letters(tokenizer)
         return tokenizer
+
+    def _check_letters(self, tokenizer: Tokenizer) -> None:
+        """DirectoryError where tokenizer_config.json, which most classes of transformers follow, says otherwise."""
+        said, file = self._json("tokenizer_config.json"), json.loads(tokenizer.to_json())
+        if said.get("tokenizer_class") in AS_WRITTEN:
+            return
+        has = (file.get("normalizer") or {}) | (file.get("pre_tokenizer") or {})
+        for name, field in LETTERS.items():
+            found = has["lowercase"] if field == "strip_accents" and has.get(field, "") is None else has.get(field)
+            if found is not None and said.get(name) not in (None, found):
+                message = f"{name}={said[name]}; allowed: {found}, as tokenizer.json has it"
+                raise DirectoryError(f"{self.path}/tokenizer_config.json: {message}")
 
     def task_with(self, tokenizer: Tokenizer) -> Any:
         """The task as the tokenizer beside it puts special tokens round texts, and as sentence-transformers pools.
 
         DirectoryError for a way of either that is not known here.
         """
+        if isinstance(self.task, Texts) or getattr(self.family, "ENDS", False):
+            with self._reading("tokenizer.json"):
+                template(tokenizer)
         if isinstance(self.task, Embedding):
             with self._reading("modules.json or 1_Pooling"):
                 return sentences.task_of(self.of_task, self._json("modules.json", list), self.task.length)
         if not isinstance(self.task, Texts) or self.family.ENDS:
             return self.task
-        form, found, none = template(tokenizer), _ends(tokenizer), ([], [])
-        if found not in (none, own := (list(form.start), list(form.end))):
-            message = f"puts the tokens {found} before and after a text; allowed: none, or {own}"
-            raise DirectoryError(f"{self.path}/tokenizer.json {message}")
-        return dataclasses.replace(self.task, ends=found != none)
+        return dataclasses.replace(self.task, ends=_ends(tokenizer) != ([], []))
 
     def params(
         self,
@@ -185,7 +205,8 @@ class Directory:
                 if not np.array_equal(tensors.read(name), tensors.read(where[copies[name]])):
                     problems.append(f"{name}: differs from {where[copies[name]]}; allowed: the same values")
             elif name in constants:
-                if constants[name] is not None and not np.allclose(tensors.read(name), constants[name], atol=1e-3):
+                x, known = tensors.read(name), constants[name]
+                if known is not None and not (x.shape == known.shape and np.allclose(x, known, atol=1e-3)):
                     problems.append(f"{name}: not the constant that it is; allowed: that, or nothing")
             else:
                 problems.append(f"{name}: not known")
@@ -231,6 +252,8 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
     Of an `Embedding`, sentence-transformers too. ValueError for a model or a task that transformers does not have;
     FileExistsError for a folder with something in it.
     """
+    if not hasattr(task, "heads"):  # the name of a user's own
+        raise ValueError(f"the task {task.name}, which is not jaxnlp's own; allowed: a run with one of its tasks")
     if getattr(task, "symmetric", False):
         raise ValueError("task.symmetric=True, whose two orders transformers does not add up; allowed: False")
     kind = next((kind for kind, family in FAMILIES.items() if family.writes(config, tokenizer)), None)
@@ -250,12 +273,15 @@ def write(path: str | os.PathLike, config: Any, params: Mapping[str, Any], token
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} is there already; allowed: a new folder, or an empty one")
     settings = {"architectures": made[:1], **family.settings(config, task), "model_type": kind, "dtype": "float32"}
-    settings |= family.ids(tokenizer)
+    for name, id in family.ids(tokenizer).items():
+        if settings.setdefault(name, id) != id:
+            raise ValueError(f"the tokenizer's {name} is {id}; allowed in a {made[0]}: {settings[name]}")
     params = unstack_layers(params) if config.scan else params
     config, params = family.complete(dataclasses.replace(config, scan=False), params, heads)
     ends = family.ENDS or (isinstance(task, Texts) and task.ends)
     longest = min(config.n_positions, settings.get("max_position_embeddings", config.n_positions))
-    files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, ends, longest)
+    n_segments = getattr(config, "n_segments", 0)
+    files = family.files(tokenizer, task) or _tokenizer_files(tokenizer, ends, longest, n_segments)
     if hasattr(family, "generation"):
         files["generation_config.json"] = as_json(family.generation(tokenizer, task))
     if isinstance(task, Embedding) and family.ENDS:
@@ -286,21 +312,22 @@ def _ends(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     return whole[:start], whole[start + len(bare) :]
 
 
-def _tokenizer_files(tokenizer: Tokenizer, ends: bool, longest: int) -> dict[str, bytes]:
+def _tokenizer_files(tokenizer: Tokenizer, ends: bool, longest: int, n_segments: int) -> dict[str, bytes]:
     """tokenizer.json, which with `ends` puts special tokens round texts, and what transformers wants to know of it."""
     backend, form, whole = tokenizer.backend, template(tokenizer), json.loads(tokenizer.to_json())
+    segments = form.segments and n_segments > 1
     own = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest}
     names = {"eos": tokenizer.eos_id, "bos": tokenizer.bos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
-    if form.start:
+    if form.start and form.end:
         names |= {"cls": form.start[0], "sep": form.end[0], "mask": tokenizer.mask_id}
     if tokenizer.eos_id == tokenizer.unk_id:  # GPT-1's, which has no end
         names = {name: id for name, id in names.items() if name == "unk" or id != tokenizer.unk_id}
     own |= {f"{name}_token": tokenizer.token(id) for name, id in names.items() if id is not None}
-    if form.segments:
-        own["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    kinds = ["token_type_ids"] if segments else []
+    own["model_input_names"] = ["input_ids", *kinds, "attention_mask"]
     if ends and _ends(tokenizer) == ([], []):
         start, between, end = ([backend.id_to_token(id) for id in ids] for ids in form[:3])
-        second = [f"{token}:{int(form.segments)}" for token in ("$B", *end)]
+        second = [f"{token}:{int(segments)}" for token in ("$B", *end)]
         processor = processors.TemplateProcessing(
             single=[*start, "$A", *end],
             pair=[*start, "$A", *between, *second],
@@ -316,8 +343,9 @@ class _Tensors:
     """The tensors of all *.safetensors of a directory, read when asked for."""
 
     def __init__(self, path: pathlib.Path, architecture: str, on_hub: str | None = None):
-        files = self._files(path)
-        if not files:
+        index = self._index(path)
+        files = sorted({path / file for file in index.values()}) or [path / "model.safetensors"]
+        if not files[0].is_file():
             raise DirectoryError(_without_tensors(path, architecture, on_hub))
         self.path, self.open, self.file_of = path, {}, {}
         for file in files:
@@ -327,20 +355,25 @@ class _Tensors:
                 self.__exit__()
                 raise DirectoryError(f"{file}: cannot be read, perhaps cut off or damaged: {error}") from error
             self.file_of |= dict.fromkeys(opened.keys(), file)
+        if lost := sorted(index.keys() - self.file_of.keys()):
+            self.__exit__()
+            raise DirectoryError(f"{path}/{INDEX} names the tensors {', '.join(lost)}, which its files have not")
         self.shapes = {name: tuple(self._of(name).get_slice(name).get_shape()) for name in self.file_of}
 
     @staticmethod
-    def _files(path: pathlib.Path) -> list[pathlib.Path]:
-        index = path / "model.safetensors.index.json"
-        if not index.is_file():
-            return [path / "model.safetensors"] if (path / "model.safetensors").is_file() else []
+    def _index(path: pathlib.Path) -> dict[str, str]:
+        """The file of each tensor, where they lie in several."""
+        if not (path / INDEX).is_file():
+            return {}
         try:
-            names = sorted(map(os.fspath, set(json.loads(index.read_text())["weight_map"].values())))
+            found = {
+                name: os.fspath(file) for name, file in json.loads((path / INDEX).read_text())["weight_map"].items()
+            }
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DirectoryError(f"{index}: no index of tensors: {error!r}") from error
-        if absent := [name for name in names if not (path / name).is_file()]:
-            raise DirectoryError(f"{index} names {', '.join(absent)}, not there; allowed: all of its files")
-        return [path / name for name in names]
+            raise DirectoryError(f"{path}/{INDEX}: no index of tensors: {error!r}") from error
+        if absent := sorted(file for file in set(found.values()) if not (path / file).is_file()):
+            raise DirectoryError(f"{path}/{INDEX} names {', '.join(absent)}, not there; allowed: all of its files")
+        return found
 
     def _of(self, name: str) -> Any:
         return self.open[self.file_of[name]]

@@ -38,8 +38,9 @@ class Config:
     d_ff: int | None = None  # width between the two feed-forward products; None: 4 d_model
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
     pooler: Literal["tanh", "relu"] | None = "tanh"  # what follows the pooled state's product; None: no such state
-    dropout: float = 0.1  # on the embeddings, on what each sublayer adds, and on what a head reads
+    dropout: float = 0.1  # on the embeddings and on what each sublayer adds
     attention_dropout: float = 0.1  # on the attention weights
+    head_dropout: float | None = None  # on what a head reads; None: as `dropout`
     epsilon: float = 1e-12  # of the layer norms
     dtype: Literal["float32", "bfloat16"] = "float32"  # of products and activations; parameters are float32
     scan: bool = False  # compile one block for all layers: for deep models and pods
@@ -51,8 +52,8 @@ class Config:
                 raise ValueError(f"model.{name}={getattr(self, name)}; allowed: 1 and more")
         if self.n_segments < 0:
             raise ValueError(f"model.n_segments={self.n_segments}; allowed: 0 and more")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in ("dropout", "attention_dropout", "head_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)}; allowed: 0 <= {name} < 1")
         if self.d_head is None and self.d_model % self.n_heads:
             allowed = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
@@ -115,11 +116,11 @@ class BERT(nn.Module):
     Returns a dict with
         last_hidden_state   [B, T, D]
         pooler_output       [B, D], where the configuration has a pooler
-    and what the heads add. With choices, input_ids, attention_mask and token_type_ids are [B, C, T], and the states
-    have B C rows. Without two kinds of segments or more, token_type_ids are not read. `attention_mask` is 1 on real
-    tokens and 0 on padding, which stands on the right of what is pooled, position 0; `segment_ids` [B, T] keeps packed
-    texts apart (0 is padding). `masked_positions` [B, M] says where a masked language model's words are asked for;
-    None: everywhere. With `logits=False` such a head gives what a blocked loss needs (see heads.py).
+    and what the heads add. With choices, input_ids, attention_mask, token_type_ids and position_ids are [B, C, T],
+    and the states have B C rows. Without two kinds of segments or more, token_type_ids are not read. `attention_mask`
+    is 1 on real tokens and 0 on padding, which stands on the right of what is pooled, position 0; `segment_ids` [B, T]
+    keeps packed texts apart (0 is padding). `masked_positions` [B, M] says where a masked language model's words are
+    asked for; None: everywhere. With `logits=False` such a head gives what a blocked loss needs (see heads.py).
     """
 
     config: Config
@@ -131,7 +132,7 @@ class BERT(nn.Module):
         input_ids: Int[Array, "*B T"],
         attention_mask: Int[Array, "*B T"] | None = None,
         token_type_ids: Int[Array, "*B T"] | None = None,
-        position_ids: Int[Array, "#b T"] | None = None,
+        position_ids: Int[Array, "*b T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         masked_positions: Int[Array, "B M"] | None = None,
         *,
@@ -141,8 +142,8 @@ class BERT(nn.Module):
         c = self.config
         dtype, init = jnp.dtype(c.dtype), nn.initializers.truncated_normal(0.02)
         choices, T = input_ids.shape[1:-1], input_ids.shape[-1]
-        input_ids, attention_mask, token_type_ids = (
-            x if x is None else x.reshape(-1, T) for x in (input_ids, attention_mask, token_type_ids)
+        input_ids, attention_mask, token_type_ids, position_ids = (
+            x if x is None else x.reshape(-1, T) for x in (input_ids, attention_mask, token_type_ids, position_ids)
         )
         if c.n_positions < T:
             raise ValueError(f"input_ids has length {T}; allowed: at most model.n_positions={c.n_positions}")
@@ -188,7 +189,7 @@ class BERT(nn.Module):
             tokens=embed.tokens,
             config=c,
             init=init,
-            drop=nn.Dropout(c.dropout, deterministic=deterministic),
+            drop=nn.Dropout(c.dropout if c.head_dropout is None else c.head_dropout, deterministic=deterministic),
             masked_positions=masked_positions,
             choices=choices,
         )

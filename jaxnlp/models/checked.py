@@ -16,6 +16,7 @@ IDS = {  # and the fields of the model that say how many there are
     "position_ids": "n_positions",
     "token_type_ids": "n_segments",
 }
+PLACES = ("mc_token_ids", "masked_positions")
 LIKE_IDS = ("attention_mask", "token_type_ids", "segment_ids")  # of the shape of input_ids
 
 
@@ -37,6 +38,9 @@ def checked(model: nn.Module, inputs: Mapping[str, Any], outputs: Sequence[str])
         if (x := inputs.get(name)) is not None and x.shape not in (shape, (1, *shape[1:])):
             raise ValueError(f"{name} has shape {x.shape}; allowed: {shape}, as input_ids, or one row for all")
         inputs |= {} if x is None else {name: jnp.broadcast_to(x, shape)}
+    places = inputs.get("position_ids")
+    if places is not None and places.shape not in (shape, (1, *shape[1:]), (1, shape[-1])):
+        raise ValueError(f"position_ids has shape {places.shape}; allowed: {shape}, as input_ids, or one row for all")
     for name, size in IDS.items():
         if inputs.get(name) is None:
             continue
@@ -46,10 +50,12 @@ def checked(model: nn.Module, inputs: Mapping[str, Any], outputs: Sequence[str])
         if ids.size and not 0 <= ids.min() <= ids.max() < rows:
             bad = ids.min() if ids.min() < 0 else ids.max()
             raise ValueError(f"{name} holds {bad}; allowed: 0 … {rows - 1} (model.{size}={rows})")
-    if inputs.get("mc_token_ids") is not None:
-        places, T = np.asarray(inputs["mc_token_ids"]), inputs["input_ids"].shape[-1]
+    for name in PLACES:
+        if inputs.get(name) is None:
+            continue
+        places, T = np.asarray(inputs[name]), shape[-1]
         if places.size and not 0 <= places.min() <= places.max() < T:
-            raise ValueError(f"mc_token_ids holds {places.tolist()}; allowed: 0 … {T - 1}, a place in its row")
+            raise ValueError(f"{name} holds {places.tolist()}; allowed: 0 … {T - 1}, a place in its row")
     _check_source(model, inputs, outputs)
     return inputs
 

@@ -51,6 +51,11 @@ class Body(NamedTuple):
     choices: tuple[int, ...] = ()  # (C,) where each C rows are choices of one example
     choice_positions: Int[Array, " B"] | None = None  # of the token at whose state a choice is read, in each row
 
+    @property
+    def state(self) -> Float[Array, "B D"]:
+        """That of the whole text."""
+        return pool(self.hidden, self.attention_mask, self.whole) if self.pooled is None else self.pooled
+
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
@@ -69,7 +74,7 @@ class Classification:
 
     def __call__(self, body: Body) -> dict[str, Float[Array, "B n_labels"]]:
         pooled = self.pooling is None and body.pooled is not None
-        state = body.pooled if pooled else pool(body.hidden, body.attention_mask, self.pooling or body.whole)
+        state = body.state if self.pooling is None else pool(body.hidden, body.attention_mask, self.pooling)
         return {self.output: _dense(self, body, self.n_labels, use_bias=pooled)(body.drop(state))}
 
 
@@ -80,18 +85,14 @@ class Choice:
     Without the axis of choices, one a row, [B]. The bias, to which a softmax over choices is blind, is transformers'.
     """
 
-    pooling: Literal["first", "last", "mean"] | None = None
-
     name: ClassVar[str] = "choice"
     output: ClassVar[str] = "logits"
 
     def __call__(self, body: Body) -> dict[str, Float[Array, "B *C"]]:
-        if body.choice_positions is not None:
-            state = jnp.take_along_axis(body.hidden, body.choice_positions[:, None, None], axis=1)[:, 0]
-        elif self.pooling is None and body.pooled is not None:
-            state = body.pooled
+        if body.choice_positions is None:
+            state = body.state
         else:
-            state = pool(body.hidden, body.attention_mask, self.pooling or body.whole)
+            state = jnp.take_along_axis(body.hidden, body.choice_positions[:, None, None], axis=1)[:, 0]
         return {self.output: _dense(self, body, 1)(body.drop(state)).reshape(-1, *body.choices)}
 
 

@@ -19,8 +19,9 @@ from flax import linen as nn
 
 from jaxnlp import metrics
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.losses import cross_entropy
+from jaxnlp.losses import hits
 from jaxnlp.models import heads
+from jaxnlp.tasks.inputs import chances, distinct
 from jaxnlp.tasks.labelled import Texts
 from jaxnlp.tasks.task import Apply, Batch, Record, Sums, Table, confused, number, require
 
@@ -31,6 +32,10 @@ class Classification(Texts):
 
     labels: tuple[str, ...]  # names of the classes, in the order of the head's outputs
     # The class in an example: its index among `labels`, or its name; -1: unlabelled
+
+    def __post_init__(self):
+        super().__post_init__()
+        distinct(self.labels)
 
     @property
     def head(self) -> heads.Head:
@@ -62,9 +67,7 @@ class Classification(Texts):
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
         each, beside = self.measured(apply, batch)
         logits = each.sum(1)  # of both orders: W h_ab + W h_ba = W (h_ab + h_ba)
-        loss, weight = cross_entropy(logits, batch["labels"], batch["weights"])
-        correct = jnp.sum(batch["weights"] * (logits.argmax(-1) == batch["labels"]))
-        return {"loss": (loss, weight), "accuracy": (correct, weight), **beside}
+        return hits(logits, batch["labels"], batch["weights"]) | beside
 
     def score(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
@@ -86,19 +89,18 @@ class Classification(Texts):
 
     def _both(self, model, params, tokenizer, examples) -> tuple[np.ndarray, np.ndarray]:
         """The true classes and those that were found."""
-        examples = [examples[i] for i in range(len(examples))]
-        labelled = [example for example in examples if self.index(example) >= 0]
-        found = self.predict(model, params, tokenizer, [self.texts(example) for example in labelled])
-        true = [self.index(example) for example in labelled]
-        return np.array(true, int), np.array([self.labels.index(one["label"]) for one in found], int)
+        known = [(e, y) for e in map(examples.__getitem__, range(len(examples))) if (y := self.index(e)) >= 0]
+        found = self.predict(model, params, tokenizer, [self.texts(example) for example, _ in known])
+        return np.array([y for _, y in known], int), np.array([self.labels.index(one["label"]) for one in found], int)
 
     def predict(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, items: Sequence[Any]
     ) -> list[dict[str, Any]]:
         """{"label", "score", "scores": {label: probability}} for each text, or pair of texts."""
         results = []
-        for logits in self.logits(model, params, tokenizer, self.records(items, tokenizer)):
-            scores = np.asarray(jax.nn.softmax(logits.sum(0)), np.float64)
+        found = self.logits(model, params, tokenizer, self.records(items, tokenizer))
+        for item, logits in zip(items, found, strict=True):
+            scores = chances(logits.sum(0), item)
             best = int(scores.argmax())
             by_name = dict(zip(self.labels, scores.tolist(), strict=True))
             results.append({"label": self.labels[best], "score": float(scores[best]), "scores": by_name})

@@ -18,17 +18,20 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from flax import linen as nn
+from jaxtyping import Float
 
 from jaxnlp.data import batches
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.tasks.task import Batch, Record
+from jaxnlp.tasks.task import Batch, Record, require
 
 ROWS = 32  # of a batch of predictions
 PARTS = 2  # widths of such batches from a power of two to the next: a program each, and less padding
 Tokens = Sequence[int] | np.ndarray
 MARKS = ("_start_", "_delimiter_", "_classify_")  # start, delimiter and extract: names of the authors' code
 READ = ("input_ids", "attention_mask", "token_type_ids")  # what of a batch the model reads
+ABSENT = float(np.finfo(np.float32).min)  # a logit that is as good as -inf, and no NaN where all are absent
 
 
 class Template(NamedTuple):
@@ -70,16 +73,39 @@ BARE = Template((), (), (), segments=False)  # nothing round a text: what transf
 
 
 def template(tokenizer: Tokenizer) -> Template:
+    """As tokenizer.json has it, which transformers reads too; where that says nothing, as the table above.
+
+    ValueError for some of MARKS alone, and for a tokenizer.json that ends one text and a pair in different ways.
+    """
     marks = {tokenizer.token(id): (id,) for id in tokenizer.special_ids}
     if lacking := [name for name in MARKS if name not in marks]:
         if len(lacking) < len(MARKS):
             raise ValueError(f"the tokenizer has no {', '.join(lacking)}; allowed: {', '.join(MARKS)}, or none of them")
     else:
         return Template(*(marks[name] for name in MARKS), segments=False)
+    if (written := _written(tokenizer)) is not None:
+        return written
     end = (tokenizer.eos_id,)
     begins = tokenizer.token(tokenizer.bos_id) in ("[CLS]", "<s>")
     between = end * 2 if tokenizer.token(tokenizer.bos_id) == "<s>" else end
     return Template((tokenizer.bos_id,) if begins else (), between, end, tokenizer.token(end[0]) == "[SEP]")
+
+
+def _written(tokenizer: Tokenizer) -> Template | None:
+    """What tokenizer.json puts round texts, if it does."""
+    if getattr(tokenizer.backend, "post_processor", None) is None:
+        return None
+    one, two = tokenizer.backend.encode("a"), tokenizer.backend.encode("a", "a")
+    first, second = ([i for i, whose in enumerate(two.sequence_ids) if whose == n] for n in (0, 1))
+    if not first or not second:
+        return None
+    places = slice(first[0]), slice(first[-1] + 1, second[0]), slice(second[-1] + 1, None)
+    start, between, end = (tuple(two.ids[place]) for place in places)
+    kinds = [int(i >= second[0]) for i in range(len(two.ids))]
+    if one.ids != two.ids[: first[-1] + 1] + list(end) or two.type_ids not in (kinds, [0] * len(kinds)):
+        found = f"one text as {one.tokens}, and a pair as {two.tokens} of types {two.type_ids}"
+        raise ValueError(f"the tokenizer reads {found}; allowed: the same begin and end, and types that tell the texts")
+    return Template(start, between, end, two.type_ids == kinds) if start or between or end else None
 
 
 def fitted(items: Sequence[Sequence[Tokens]], form: Template, length: int, *, quiet: bool = False) -> list[Record]:
@@ -104,10 +130,41 @@ def parts(item: Any, features: Sequence[str]) -> tuple[str, ...]:
     if isinstance(item, Mapping):
         found = tuple(item.get(feature) for feature in features)
     else:
-        found = tuple(item) if isinstance(item, Sequence | np.ndarray) and not isinstance(item, str) else (item,)
+        found = tuple(item) if listed(item) else (item,)
     if len(found) != len(features) or not all(isinstance(text, str) for text in found):
         raise ValueError(f"found {item!r} to predict; allowed: the texts {', '.join(features)}, in order or by name")
     return found
+
+
+def listed(value: Any) -> bool:
+    """Whether it is several values in order, and no text, whose letters nobody means."""
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes)
+
+
+def several(example: Mapping[str, Any], feature: str, field: str) -> list[Any]:
+    """The list that the example has under the feature, as `require`; ValueError of anything else."""
+    if not listed(found := require(example, feature, field)):
+        raise ValueError(f"task.{field}={feature!r} is {found!r} in an example; allowed: a list")
+    return list(found)
+
+
+def distinct(labels: Sequence[str]) -> None:
+    """ValueError of two that are the same: a prediction names one."""
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"task.labels={labels}; allowed: names that differ")
+
+
+def finite(values: npt.ArrayLike, item: Any) -> np.ndarray:
+    """The values, some of which may be -inf; ValueError that names the item if the largest is not finite."""
+    if not np.isfinite(largest := np.max(values)):
+        raise ValueError(f"the model's logits are {largest} for {str(item)[:80]!r}; allowed: finite numbers")
+    return np.asarray(values)
+
+
+def chances(logits: npt.ArrayLike, item: Any) -> Float[np.ndarray, " n"]:
+    """Their softmax, in float64; ValueError as `finite`."""
+    weights = np.exp(finite(logits, item).astype(np.float64) - np.max(logits))
+    return weights / weights.sum()
 
 
 def read(batch: Batch) -> Batch:

@@ -29,6 +29,9 @@ from jaxnlp.models import heads
 from jaxnlp.tasks.inputs import BARE, by_length, fitted, outputs, parts, read, stacked, template
 from jaxnlp.tasks.task import Apply, Batch, Record, Sums, require
 
+SECOND = ("text_pair", "pair")  # what a second text to predict may be called whatever the task calls it
+LIKE_SECOND = (*SECOND, "text2", "sentence2", "question2", "hypothesis")  # as in GLUE: not passed over in silence
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labelled:
@@ -161,9 +164,7 @@ class Texts(Labelled):
 
     def records(self, items: Sequence[Any], tokenizer: Tokenizer, *, quiet: bool = False) -> list[list[Record]]:
         """Of each text, or pair of texts, a record for each row. Where no pair is named, both may come."""
-        names = tuple(self.names.values())
-        two = [self.pair is None and isinstance(item, list | tuple) and len(item) == 2 for item in items]
-        texts = [parts(item, (*names, "a second") if two[i] else names) for i, item in enumerate(items)]
+        texts = [parts(item, self._names(item)) for item in items]
         ids = iter(tokenizer.encode_batch([text for item in texts for text in item]))
         sides = [[next(ids) for _ in item] for item in texts]
         form = template(tokenizer) if self.ends else BARE
@@ -171,6 +172,20 @@ class Texts(Labelled):
         if self.symmetric:
             orders.append(fitted([item[::-1] for item in sides], form, self.length, quiet=True))
         return [list(records) for records in zip(*orders, strict=True)]
+
+    def _names(self, item: Any) -> tuple[str, ...]:
+        """What of something to predict is read; ValueError of a second text that is not."""
+        names = tuple(self.names.values())
+        if not isinstance(item, Mapping):
+            two = self.pair is None and isinstance(item, list | tuple) and len(item) == 2
+            return (*names, "a second") if two else names
+        given = [name for name in SECOND if name not in names and item.get(name) is not None]
+        if given and (self.pair is None or item.get(self.pair) is None):
+            names = (self.text, given[0])
+        if unread := [name for name in LIKE_SECOND if name not in names and isinstance(item.get(name), str)]:
+            allowed = f"the texts {', '.join(names)}, a second as {self.pair or SECOND[0]}"
+            raise ValueError(f"found {unread[0]!r} in {item!r} to predict; allowed: {allowed}")
+        return names
 
     def features(self, items: Sequence[Any], tokenizer: Tokenizer, *, quiet: bool = False) -> list[Record]:
         """As `records`, those of each item as one."""

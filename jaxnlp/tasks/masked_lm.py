@@ -29,8 +29,8 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import blocked_cross_entropy, cross_entropy
 from jaxnlp.models import heads
 from jaxnlp.models.heads import Unembedding
-from jaxnlp.tasks.inputs import by_length, parts, read, template
-from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, require
+from jaxnlp.tasks.inputs import by_length, finite, parts, read, template
+from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, require, whole
 
 # A sentence ends after a full stop, question or exclamation mark with white space behind it, and at a blank line; the
 # white space is the next one's, so that together they are the text.
@@ -50,6 +50,14 @@ class MaskedLM:
     whole_words: bool = False  # hide all pieces of a word, or none
     short_rate: float = 0.1  # of pairs that are made shorter, so that short ones are known too
     top: int = 5  # words that `predict` gives for each mask
+
+    def __post_init__(self):
+        whole("task.length", self.length, 3)
+        whole("task.top", self.top, 1)
+        if not 0 < self.mask_rate < 1:
+            raise ValueError(f"task.mask_rate={self.mask_rate}; allowed: 0 < mask_rate < 1")
+        if not 0 <= self.short_rate <= 1:
+            raise ValueError(f"task.short_rate={self.short_rate}; allowed: 0 to 1")
 
     @property
     def heads(self) -> tuple[heads.MaskedLM | heads.NextSentence, ...]:
@@ -169,9 +177,10 @@ class MaskedLM:
         records = [self._cloze(text, tokenizer) for text in texts]
         results = []
         for text, (scores, ids) in zip(texts, self._guess(model, params, tokenizer, records), strict=True):
+            scores, ids = finite(scores[: len(text) - 1], name.join(text)), ids[: len(text) - 1]
             masks = [
                 [{"token": tokenizer.spell(i), "score": score} for score, i in zip(*row, strict=True)]
-                for row in zip(scores[: len(text) - 1].tolist(), ids[: len(text) - 1].tolist(), strict=True)
+                for row in zip(scores.tolist(), ids.tolist(), strict=True)
             ]
             filled = text[0] + "".join(mask[0]["token"] + rest for mask, rest in zip(masks, text[1:], strict=True))
             results.append({"filled": filled, "masks": masks})

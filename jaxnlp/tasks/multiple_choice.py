@@ -20,13 +20,11 @@ import numpy as np
 from flax import linen as nn
 
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.losses import cross_entropy
+from jaxnlp.losses import hits
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import fitted, stacked, template
+from jaxnlp.tasks.inputs import ABSENT, chances, fitted, listed, several, stacked, template
 from jaxnlp.tasks.labelled import Labelled
-from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, number, require
-
-ABSENT = float(np.finfo(np.float32).min)  # a choice's logit that is as good as -inf, and no NaN where all are absent
+from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, number, require, whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,15 +35,14 @@ class MultipleChoice(Labelled):
     choices: str | tuple[str, ...] = "choices"  # the feature that holds the list of them, or a feature for each
     question: str | None = None  # the feature whose text every choice begins with, as SWAG's second sentence
     label: str = "label"  # the right choice's number, from 0; -1: unlabelled
-    n_choices: int = 4  # in a list at most: fewer are filled up, which costs as much as if they were there
+    n_choices: int = 4  # in a list to learn from at most: fewer are filled up, at the same cost; `predict` takes any
     length: int = 128  # tokens of the context with a choice at most, special ones too
     n_shown: int = 8  # examples in the report
 
     def __post_init__(self):
         super().__post_init__()
         for name, low in (("n_choices", 1), ("length", 5), ("n_shown", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"task.{name}={getattr(self, name)}; allowed: {low} and more")
+            whole(f"task.{name}", getattr(self, name), low)
         if not self.choices:
             raise ValueError(f"task.choices={self.choices!r}; allowed: a feature that holds a list, or one and more")
 
@@ -74,7 +71,7 @@ class MultipleChoice(Labelled):
     def options(self, example: Mapping[str, Any]) -> list[str]:
         """The choices, without the question."""
         if isinstance(self.choices, str):
-            found = list(require(example, self.choices, "choices"))
+            found = several(example, self.choices, "choices")
         else:
             found = [require(example, feature, "choices") for feature in self.choices]
         if other := [text for text in found if not isinstance(text, str)]:
@@ -135,23 +132,19 @@ class MultipleChoice(Labelled):
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
         each, beside = self.measured(apply, batch)
         logits = jnp.where(batch["attention_mask"].any(-1), each, ABSENT)
-        loss, weight = cross_entropy(logits, batch["labels"], batch["weights"])
-        correct = jnp.sum(batch["weights"] * (logits.argmax(-1) == batch["labels"]))
-        return {"loss": (loss, weight), "accuracy": (correct, weight), **beside}
+        return hits(logits, batch["labels"], batch["weights"]) | beside
 
     def show(
         self, model: nn.Module, params: Mapping[str, Any], tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
     ) -> tuple[Any, ...]:
         """The accuracy, and the first choices."""
-        examples = [examples[i] for i in range(len(examples))]
-        examples = [example for example in examples if self.index(example) >= 0]
-        if not examples:
+        known = [(e, y) for e in map(examples.__getitem__, range(len(examples))) if (y := self.index(e)) >= 0]
+        if not known:
             return ()
-        found = self.predict(model, params, tokenizer, examples)
-        true = [self.index(example) for example in examples]
-        accuracy = np.mean([one["choice"] == y for one, y in zip(found, true, strict=True)])
-        shown = zip(examples[: self.n_shown], found, true, strict=False)
-        texts = tuple((e[self.context], f"{one['text']}\n({self.options(e)[y]})") for e, one, y in shown)
+        found = self.predict(model, params, tokenizer, [example for example, _ in known])
+        accuracy = np.mean([one["choice"] == y for one, (_, y) in zip(found, known, strict=True)])
+        shown = zip(known[: self.n_shown], found, strict=False)
+        texts = tuple((e[self.context], f"{one['text']}\n({self.options(e)[y]})") for (e, y), one in shown)
         table = Table("Scores", ("metric", "value"), (("accuracy", round(float(accuracy), 4)),))
         return table, Samples("Choices (and the right ones)", texts)
 
@@ -168,8 +161,7 @@ class MultipleChoice(Labelled):
         records = self._records([self._sides(item) for item in items], tokenizer)
         results = []
         for item, logits in zip(items, self.logits(model, params, tokenizer, records), strict=True):
-            scores = np.exp(logits.astype(np.float64) - logits.max())
-            scores /= scores.sum()
+            scores = chances(logits, item)
             best = int(scores.argmax())
             text = self.options(item)[best]
             results.append({"choice": best, "text": text, "score": float(scores[best]), "scores": scores.tolist()})
@@ -180,8 +172,8 @@ class MultipleChoice(Labelled):
         if isinstance(item, Mapping):
             return item
         names = [self.context, *([] if self.question is None else [self.question])]
-        given = list(item) if isinstance(item, Sequence | np.ndarray) and not isinstance(item, str) else []
-        if len(given) != len(names) + 1 or isinstance(given[-1], str):
+        given = list(item) if listed(item) else []
+        if len(given) != len(names) + 1 or not listed(given[-1]):
             raise ValueError(
                 f"found {item!r} to predict; allowed: {', '.join(names)} and a list of choices, or by name"
             )

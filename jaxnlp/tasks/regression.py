@@ -17,6 +17,7 @@ from flax import linen as nn
 from jaxnlp import metrics
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.models import heads
+from jaxnlp.tasks.inputs import finite
 from jaxnlp.tasks.labelled import Texts
 from jaxnlp.tasks.task import Apply, Batch, Record, Sums, Table, number, require
 
@@ -68,4 +69,4 @@ class Regression(Texts):
     ) -> list[dict[str, Any]]:
         """{"score"} for each text, or pair of texts."""
         found = self.logits(model, params, tokenizer, self.records(items, tokenizer))
-        return [{"score": float(logits.sum())} for logits in found]
+        return [{"score": float(finite(x.sum(), item))} for item, x in zip(items, found, strict=True)]

@@ -1,12 +1,12 @@
 """Answers that are spans of a context: where one starts and where it ends (Devlin et al., 2019, sections 4.2 and 4.3).
 
     row    [CLS] question [SEP] window of the context [SEP]
-    loss = - (log p_start(s) + log p_end(e)) / 2           means over rows; p is a softmax over all positions of a row
+    loss = - (log p_start(s) + log p_end(e)) / 2           means over rows; p is a softmax over a row's real tokens
 
 A long context has several windows, each of which begins with the last `stride` tokens of the one before. In a row that
 does not hold the whole answer, s and e are the position of [CLS], or where a tokenizer has no such token, of the row's
-end. As in BERT and transformers' BertForQuestionAnswering nothing is masked in the softmax, not even padding: rows are
-therefore all of one length, unless `buckets` says otherwise.
+end. Differs from BERT and transformers' BertForQuestionAnswering, whose softmax counts padding in: there a row's loss
+depends on the length that it is padded to.
 
     score of a span = start logit + end logit            s <= e < s + max_answer_tokens, both tokens of the context
 
@@ -39,8 +39,8 @@ from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import by_length, parts, read, template
-from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, require
+from jaxnlp.tasks.inputs import ABSENT, by_length, chances, finite, listed, parts, read, template
+from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, require, whole
 
 ITEMS = 256  # questions whose windows are in memory at a time
 
@@ -76,8 +76,7 @@ class SpanQA:
     def __post_init__(self):
         lows = {"length": 5, "stride": 0, "max_question_tokens": 0, "max_answer_tokens": 1, "n_best": 1, "n_shown": 0}
         for name, low in lows.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"task.{name}={getattr(self, name)}; allowed: {low} and more")
+            whole(f"task.{name}", getattr(self, name), low)
         if self.no_answer and self.n_best == 1:
             raise ValueError("task.n_best=1 with task.no_answer; allowed: 2 and more, no answer being one of them")
 
@@ -120,6 +119,10 @@ class SpanQA:
             ValueError: an answer is not there, or there is none and `no_answer` is false.
         """
         context, answers = self.texts(example)[1], require(example, self.answers, "answers")
+        sides = ("text", "answer_start")
+        if not isinstance(answers, Mapping) or not all(listed(answers.get(side)) for side in sides):
+            allowed = "{'text': […], 'answer_start': […]}"
+            raise ValueError(f"{self._name(example)}: {self.answers}={answers!r}; allowed: {allowed}")
         texts, starts = [_text(text) for text in answers["text"]], [int(start) for start in answers["answer_start"]]
         if len(texts) != len(starts):
             raise ValueError(f"{self._name(example)}: {len(texts)} answers at {len(starts)} places; allowed: one each")
@@ -185,7 +188,8 @@ class SpanQA:
         out = apply(**read(batch))
         total, right = jnp.zeros(()), batch["weights"]
         for side in ("start", "end"):
-            logits, places = out[f"{side}_logits"], batch[f"{side}_positions"]
+            logits = jnp.where(batch["attention_mask"] == 1, out[f"{side}_logits"], ABSENT)
+            places = batch[f"{side}_positions"]
             loss, weight = cross_entropy(logits, places, batch["weights"])
             total, right = total + loss / 2, right * (logits.argmax(-1) == places)
         return {"loss": (total, weight), "accuracy": (right.sum(), weight)}
@@ -236,7 +240,7 @@ class SpanQA:
         also "no_answer_score", which is compared with `null_threshold`. A context without tokens has the answer "".
 
         Raises:
-            ValueError: the model's logits are NaN.
+            ValueError: the model's logits are not finite.
         """
         items = [parts(item, (self.question, self.context)) for item in items]
         results = []
@@ -253,8 +257,8 @@ class SpanQA:
         self, context: str, offsets: list[tuple[int, int]], windows: list[tuple[Window, "Spans"]]
     ) -> dict[str, Any]:
         """The prediction for a context, from the best spans of its windows."""
-        if any(np.isnan([*spans.scores, spans.null]).any() for _, spans in windows):
-            raise ValueError(f"no answer in {context[:80]!r} has a score: the model's logits are NaN")
+        for _, spans in windows:
+            finite([*spans.scores, spans.null], context)
         spans = _merged(windows, self.n_best)
         found = [(score, *_slice(context, offsets, first, last)) for score, first, last in spans]
         result, no_span = {}, (0.0, 0, 0)
@@ -264,7 +268,9 @@ class SpanQA:
             rank = sum(score >= null for score, _, _ in found)
             kept = found[: self.n_best - 1] if rank < self.n_best else found
             found = [*kept[:rank], (null, 0, 0), *kept[rank:]]
-        n_best = _chances(context, found)
+        scores = chances([score for score, _, _ in found], context).tolist() if found else []
+        places = [{"answer": context[a:b], "start": a, "end": b} for _, a, b in found]
+        n_best = [place | {"score": score} for place, score in zip(places, scores, strict=True)]
         if not self.no_answer:
             best = n_best[0] if n_best else {"answer": "", "start": 0, "end": 0, "score": 0.0}
         else:
@@ -310,15 +316,6 @@ def _merged(windows: list[tuple[Window, "Spans"]], n_best: int) -> list[tuple[fl
                 scores[span] = max(score, scores.get(span, -np.inf))
     best = sorted(scores, key=lambda span: (-scores[span], span))[:n_best]
     return [(scores[span], *span) for span in best]
-
-
-def _chances(context: str, found: list[tuple[float, int, int]]) -> list[dict[str, Any]]:
-    """Places in the context with the softmax of their scores, the first of which is the highest."""
-    weights = np.exp([score - found[0][0] for score, _, _ in found])
-    return [
-        {"answer": context[start:end], "start": start, "end": end, "score": float(weight / weights.sum())}
-        for (_, start, end), weight in zip(found, weights, strict=True)
-    ]
 
 
 class Spans(NamedTuple):

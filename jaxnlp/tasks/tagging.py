@@ -30,10 +30,10 @@ from jaxnlp.data import batches
 from jaxnlp.data.cache import Cache
 from jaxnlp.data.sentencepiece import SentencePiece
 from jaxnlp.data.tokenizers import Tokenizer
-from jaxnlp.losses import cross_entropy
+from jaxnlp.losses import hits
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import Template, by_length, read, template
-from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, confused, number, require
+from jaxnlp.tasks.inputs import Template, by_length, distinct, finite, listed, read, several, template
+from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, confused, number
 
 # Of a text that comes as one, in which every accent and vowel sign is U+0300: letters and digits, or a sign
 WORD = re.compile("(?:\\w\u0300*)+|[^\\w\\s]\u0300*")
@@ -52,6 +52,7 @@ class Tagging:
     n_shown: int = 8  # sentences in the report
 
     def __post_init__(self):
+        distinct(self.labels)
         if not 0 <= self.overlap < self.length - 2:
             raise ValueError(f"task.overlap={self.overlap}; allowed: 0 to {self.length - 3}, with length {self.length}")
 
@@ -89,7 +90,7 @@ class Tagging:
 
     def indices(self, example: Mapping[str, Any]) -> np.ndarray:
         """The words' labels as numbers; ValueError for one that is not known, or a word without one."""
-        words, tags = self._words(example), list(require(example, self.tags, "tags"))
+        words, tags = self._words(example), several(example, self.tags, "tags")
         if len(words) != len(tags):
             name = example.get("id", " ".join(words)[:60])
             raise ValueError(f"{len(words)} words and {len(tags)} tags in the example {name!r}; allowed: a tag a word")
@@ -105,12 +106,12 @@ class Tagging:
         return int(tag)
 
     def _words(self, example: Mapping[str, Any]) -> list[str]:
-        return [w.decode() if isinstance(w, bytes) else str(w) for w in require(example, self.tokens, "tokens")]
+        return [w.decode() if isinstance(w, bytes) else str(w) for w in several(example, self.tokens, "tokens")]
 
     def _listed(self, item: Any) -> list[str]:
         """The words of something to predict that is no text."""
         words = item.get(self.tokens) if isinstance(item, Mapping) else item
-        if isinstance(words, str | bytes) or not isinstance(words, Sequence | np.ndarray):
+        if not listed(words):
             raise ValueError(f"found {item!r} to predict; allowed: a text, its words, or the words as {self.tokens!r}")
         return self._words({self.tokens: words})
 
@@ -144,9 +145,7 @@ class Tagging:
 
     def sums(self, apply: Apply, batch: Batch, *, training: bool) -> Sums:
         logits = apply(**read(batch))["logits"]
-        loss, weight = cross_entropy(logits, batch["labels"], batch["weights"])
-        correct = jnp.sum(batch["weights"] * (logits.argmax(-1) == batch["labels"]))
-        return {"loss": (loss, weight), "accuracy": (correct, weight)}
+        return hits(logits, batch["labels"], batch["weights"])
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return dict(means)
@@ -212,7 +211,7 @@ class Tagging:
         for item, words, at, one in zip(items, sentences, places, windows, strict=True):
             p = np.zeros((len(words), len(self.labels)))
             for window in one:
-                p[window.words] = next(made)[window.places]
+                p[window.words] = finite(next(made)[window.places], item)
             tags = [self.labels[i] for i in p.argmax(1)]
             found: dict[str, Any] = {"words": words, "tags": tags, "scores": p.max(1, initial=0.0).tolist()}
             if self.spans:

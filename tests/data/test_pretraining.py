@@ -219,11 +219,13 @@ class TestHide:
                     assert chosen[i] == chosen[i - 1]
 
     def test_short_texts(self):
-        """At least one token, never more than the slots, and nothing of special tokens alone."""
+        """At least one token, never more than the slots, and nothing of special tokens alone; no part of a word."""
         options = {"rate": 0.15, "whole_words": False, "rng": self.rng}
         assert len(hide(np.int32([CLS, 9, SEP]), KNOWN, most=20, **options).positions) == 1
         assert len(hide(np.int32([CLS, SEP]), KNOWN, most=20, **options).positions) == 0
         assert len(hide(np.arange(FIRST, 104, dtype=np.int32), KNOWN, most=3, **options).positions) == 3
+        options["whole_words"] = True  # 5 begins a word that 6 goes on with
+        assert len(hide(np.int32([CLS, 5, 6, SEP]), KNOWN, most=20, **options).positions) == 0
 
 
 def test_bad_input_is_named(make_cache):

@@ -241,6 +241,18 @@ class TestFiles:
         assert tokenizer.eos_id == tokenizer.bos_id == tokenizer.pad_id == 6
         np.testing.assert_array_equal(tokenizer.byte_lengths, [1, 1, 1, 1, 2, 3, 0])
 
+    @pytest.mark.parametrize(("space", "ids"), [(None, [5, 4, 5]), (True, [4, 5, 4, 5])])
+    def test_robertas_own_files(self, tmp_path, space, ids):
+        """Its settings say whether the first word has a space before it; the one before <mask> is the mask's."""
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", "Ġ", "a", "<mask>"]
+        (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+        if space is not None:
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": space}))
+        tokenizer = Tokenizer.load(tmp_path)
+        assert tokenizer.encode("a a") == ids
+        assert tokenizer.backend.get_added_tokens_decoder()[6].lstrip
+
     @pytest.mark.parametrize(("config", "text"), [(None, "ab c"), ({"do_lower_case": False}, "[UNK] c")])
     def test_berts_own_file(self, tmp_path, config, text):
         (tmp_path / "vocab.txt").write_text("[PAD]\n[unused0]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\nc\n")

@@ -329,8 +329,12 @@ def test_what_a_run_is_asked_wrongly_is_named(tmp_path, golden):
             run.apply({"input_ids": ids} | inputs)
     with pytest.raises(ValueError, match="found 'a b' to predict; allowed: a list of such items"):
         run.predict("a b")
-    with pytest.raises(ValueError, match="the task Tagging of a run with Classification; allowed: a task of what"):
+    with pytest.raises(ValueError, match="the task Tagging, whose .* of a run with classification; allowed: a task of"):
         run.predict(["a"], task=Tagging(labels=("O",)))
+    with pytest.raises(ValueError, match=r"Regression, whose classification/bias has shape \(1,\), of a run with \(3,"):
+        own.predict(["a"], task=Regression())
+    with pytest.raises(ValueError, match="the task a.task, which is not jaxnlp's own; allowed: a run with one of its"):
+        jaxnlp.export(own, tmp_path / "out")
     with pytest.raises(ValueError, match="Embedding measures nothing; allowed: task=, one that does"):
         jaxnlp.evaluate(run, task=Embedding(), source=[{"text": "a"}])
     with pytest.raises(ValueError, match="dtype='int8'; allowed: float32, bfloat16"):
@@ -374,6 +378,10 @@ def test_half_precision_is_read_and_shards_are_joined(tmp_path, golden):
     expected = np.asarray(whole["pooler.dense.bias"], np.float32)
     np.testing.assert_array_equal(run.params["pooler"]["bias"], expected)
     assert jaxnlp.load(path, dtype="bfloat16").params["pooler"]["bias"].dtype == jnp.bfloat16
+    index["weight_map"]["more"] = files[0]
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(DirectoryError, match="index.json names the tensors more, which its files have not"):
+        jaxnlp.load(path)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +395,9 @@ def test_half_precision_is_read_and_shards_are_joined(tmp_path, golden):
         ),
         ("BertModel", {"num_attention_heads": 3}, "n_heads=3 does not divide model.d_model=8; allowed: 1, 2, 4, 8"),
         ("BertModel", {"architectures": ["BertLMHeadModel"]}, r"architectures=.*; allowed: BertModel, BertForPreTr"),
+        ("BertModel", {"architectures": 5}, "architectures=5; allowed: BertModel, BertForPreTr"),
         ("RobertaModel", {"pad_token_id": 0}, "pad_token_id=0; allowed: 1"),
+        ("RobertaForMaskedLM", {"hidden_act": "relu"}, "activation relu; allowed in a RobertaForMaskedLM: gelu"),
         ("DistilBertModel", {"sinusoidal_pos_embds": True}, "sinusoidal_pos_embds=True; allowed: False"),
         ("BertForSequenceClassification", {"problem_type": "multi_label_classification"}, "allowed: one label a text"),
         ("BertModel", {"hidden_size": None}, "config.json: hidden_size=None; allowed: int"),
@@ -416,14 +426,27 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, golden
         jaxnlp.load(path)
 
 
-def test_a_pooler_that_a_class_needs_is_asked_for(tmp_path, golden):
-    run = jaxnlp.load(written(tmp_path / "in", "DistilBertModel", golden))
-    task = Classification(labels=("x", "y"))
-    model = run.config.build(task.heads)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    with pytest.raises(ValueError, match="pooler=None; allowed in a DistilBertForSequenceClassification: relu"):
-        jaxnlp.export(Run(model, params, run.tokenizer, task), tmp_path / "out")
+@pytest.mark.parametrize(
+    ("name", "task", "change", "message"),
+    [
+        ("DistilBertModel", Classification(labels=("x", "y")), {}, "pooler=None; allowed in a DistilBertForSequenceC"),
+        ("DistilBertModel", Embedding(), {"epsilon": 0.1}, "model.epsilon=0.1; DistilBert allows: 1e-12"),
+        ("BertModel", Embedding(), {"pooler": "relu"}, "pooler='relu'; allowed in a BertModel: tanh"),
+        ("RobertaForMaskedLM", None, {"activation": "relu"}, "activation relu; allowed in a RobertaForMaskedLM: gelu"),
+    ],
+)
+def test_what_a_class_cannot_hold_is_not_written(name, task, change, message, tmp_path, golden):
+    run = jaxnlp.load(written(tmp_path / "in", name, golden))
+    model = dataclasses.replace(run.config, **change).build((task or run.task).heads)
+    with pytest.raises(ValueError, match=message):
+        jaxnlp.export(Run(model, run.params, run.tokenizer, task or run.task), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_padding_of_another_number_is_read_where_no_output_depends_on_it(tmp_path, golden):
+    run = jaxnlp.load(written(tmp_path / "in", "BertModel", golden, pad_token_id=9))
+    assert run.tokenizer.pad_id != 9
+    assert_equal_outputs("BertModel", run.apply(inputs("BertModel")), outputs("BertModel", golden))
 
 
 @pytest.mark.parity

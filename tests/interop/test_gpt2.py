@@ -14,7 +14,7 @@ import safetensors.numpy
 
 import jaxnlp
 from jaxnlp.data.tokenizers import ByteBPE, Characters
-from jaxnlp.interop.huggingface import DirectoryError
+from jaxnlp.interop.huggingface import Directory, DirectoryError
 from jaxnlp.models import gpt
 from jaxnlp.run import Run
 from jaxnlp.tasks.language_modeling import LanguageModeling
@@ -94,6 +94,21 @@ def test_export_gives_the_tensors_back(tmp_path, tensors):
 def test_a_wrong_config_is_named(settings, message, tmp_path, tensors):
     with pytest.raises(DirectoryError, match=message):
         jaxnlp.load(written(tmp_path / "gpt2", tensors, **settings))
+
+
+def test_files_of_the_tokenizer_that_differ_are_named(tmp_path, tensors):
+    """GPT2Tokenizer would begin with a space, where tokenizer.json has none; a class that reads that alone has none."""
+    path, file = written(tmp_path / "gpt2", tensors, vocab_size=512), tmp_path / "gpt2" / "tokenizer_config.json"
+    ByteBPE(vocab_size=257).build(TEXTS).save(path / "tokenizer.json")
+    directory = Directory(path)
+    for settings in ({"add_prefix_space": False}, {"add_prefix_space": True, "tokenizer_class": "TokenizersBackend"}):
+        file.write_text(json.dumps(settings))
+        assert directory.tokenizer().vocab_size == 257
+    file.write_text(json.dumps({"add_prefix_space": True, "tokenizer_class": "GPT2Tokenizer"}))
+    with pytest.raises(
+        DirectoryError, match="config.json: add_prefix_space=True; allowed: False, as tokenizer.json ha"
+    ):
+        directory.tokenizer()
 
 
 LIVE = """

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxnlp.losses import blocked_cross_entropy, cross_entropy
 from jaxnlp.models import bert, gpt, heads
+from jaxnlp.models.checked import checked
 from jaxnlp.models.heads import pool
 from jaxnlp.nn.blocks import stack_layers, unstack_layers
 
@@ -203,8 +204,42 @@ def test_initial_values_are_those_of_google_research_bert():
 
 
 @pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"masked_positions": [[1, 4]]}, r"masked_positions holds \[\[1, 4\]\]; allowed: 0 … 3, a place in its row"),
+        ({"masked_positions": [[-1, 2]]}, r"masked_positions holds \[\[-1, 2\]\]; allowed: 0 … 3"),
+        ({"position_ids": [[3], [4]]}, r"position_ids has shape \(2, 1\); allowed: \(1, 4\), as input_ids, or one row"),
+    ],
+)
+def test_places_outside_their_row_are_named(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        checked(CONFIG.build(PRETRAINING), {"input_ids": [[1, 2, 3, 4]], **inputs}, ())
+
+
+def test_choices_have_positions_of_their_own(params):
+    """As transformers' multiple choice takes them: two choices are the two rows that they are."""
+    ids, places = jnp.array([[[1, 2, 3], [1, 4, 5]]]), jnp.array([[[0, 1, 2], [2, 1, 0]]])
+    apply = functools.partial(CONFIG.build().apply, {"params": {k: x for k, x in params.items() if k != "heads"}})
+    together, apart = apply(ids, position_ids=places), apply(ids[0], position_ids=places[0])
+    np.testing.assert_array_equal(together["last_hidden_state"], apart["last_hidden_state"])
+
+
+def test_a_head_has_a_dropout_of_its_own():
+    """Of all but one in 2 ** 20 of what it reads, here; without one it is the body's."""
+    head, rate = (heads.Classification(2),), 1 - 2.0**-20
+    for own, dropped in ((rate, True), (0.0, False), (None, False)):
+        config = dataclasses.replace(CONFIG, dropout=0.0, attention_dropout=0.0, head_dropout=own)
+        params = init(config, head)["params"]
+        found = config.build(head).apply(
+            {"params": params}, jnp.array([[1, 2]]), deterministic=False, rngs={"dropout": jax.random.key(0)}
+        )
+        assert (not found["logits"].any()) == dropped
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: bert.Config(head_dropout=1.0), r"model.head_dropout=1.0; allowed: 0 <= head_dropout < 1"),
         (lambda: bert.Config(n_heads=7), r"n_heads=7 does not divide model.d_model=768; allowed: 1, 2"),
         (lambda: bert.Config(n_segments=-1), r"model.n_segments=-1; allowed: 0 and more"),
         (lambda: bert.Config(dropout=1.0), r"model.dropout=1.0; allowed: 0 <= dropout < 1"),

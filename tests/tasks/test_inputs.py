@@ -11,7 +11,8 @@ from jaxnlp.data.tokenizers import Characters, Tokenizer, WordPiece, build
 from jaxnlp.models import bert
 from jaxnlp.tasks.classification import Classification
 from jaxnlp.tasks.embedding import Embedding, search
-from jaxnlp.tasks.inputs import by_length, parts, template
+from jaxnlp.tasks.inputs import by_length, chances, parts, template
+from jaxnlp.tasks.masked_lm import MaskedLM
 from jaxnlp.tasks.multiple_choice import MultipleChoice
 from jaxnlp.tasks.regression import Regression
 from jaxnlp.tasks.span_qa import SpanQA
@@ -67,6 +68,40 @@ def test_pairs_are_joined_and_cut_as_the_library_does_it(pieces, kind):
                     assert "token_type_ids" not in ours
                 single = form.fit(tokenizer.encode(a), length=length)
                 assert single["input_ids"].tolist() == backend.encode(a).ids
+
+
+PAIRS = {  # what tokenizer.json says of one text and of two: single, pair, kinds of the pair
+    "of HerBERT": ("<s> $A </s>", "<s> $A </s> $B:1 </s>:1", True),
+    "without a kind": ("<s> $A </s>", "<s> $A </s> $B </s>", False),
+    "only between": ("$A", "$A </s> $B", False),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_special_tokens_are_those_of_the_tokenizers_own_file(name):
+    single, pair, kinds = PAIRS[name]
+    tokenizer = roberta()
+    tokenizer.backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    form, a, b = template(tokenizer), tokenizer.encode("a b"), tokenizer.encode("c")
+    theirs, found = tokenizer.backend.encode("a b", "c"), form.join(a, b)
+    assert form.join(a)["input_ids"].tolist() == tokenizer.backend.encode("a b").ids
+    assert found["input_ids"].tolist() == theirs.ids
+    assert ("token_type_ids" in found) == kinds
+    assert not kinds or found["token_type_ids"].tolist() == theirs.type_ids
+
+
+@pytest.mark.parametrize(
+    ("single", "pair"), [("$A </s>", "$A </s> $B"), ("<s> $A", "$A $B:1"), ("<s> $A", "<s>:1 $A </s>:1 $B:1")]
+)
+def test_special_tokens_that_fit_no_form_are_named(single, pair):
+    tokenizer = roberta()
+    tokenizer.backend.post_processor = processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    with pytest.raises(ValueError, match="the tokenizer reads one text as .*; allowed: the same begin and end"):
+        template(tokenizer)
 
 
 def test_a_text_of_gpt_ends_with_its_end_and_a_pair_is_parted_by_it():
@@ -182,6 +217,68 @@ def test_a_pair_is_classified_by_name_or_in_order(pieces, params):
         "logits"
     ]
     np.testing.assert_allclose(list(first[0]["scores"].values()), jax.nn.softmax(logits[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("pair", [None, "next"])
+@pytest.mark.parametrize("name", ["pair", "text_pair"])
+def test_a_second_text_by_name_is_read(pieces, params, pair, name):
+    """transformers' pipelines call it text_pair."""
+    task = Classification(labels=("x", "y", "z"), pair=pair, length=16)
+    by_name, in_order = task.predict(
+        CONFIG.build(task.heads), params, pieces, [{"text": "a", name: "b", "label": 0}, ("a", "b")]
+    )
+    assert by_name == in_order
+    ids = template(pieces).join(pieces.encode("a"), pieces.encode("b"))
+    assert task.features([{"text": "a", name: "b"}], pieces)[0]["input_ids"].tolist() == ids["input_ids"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("pair", "item", "name"),
+    [
+        (None, {"text": "a", "sentence2": "b"}, "sentence2"),
+        (None, {"text": "a", "text_pair": "b", "pair": "c"}, "pair"),
+        ("next", {"text": "a", "next": "b", "text_pair": "c"}, "text_pair"),
+    ],
+)
+def test_a_second_text_that_would_not_be_read_is_named(pieces, pair, item, name):
+    task = Classification(labels=("x", "y"), pair=pair)
+    with pytest.raises(ValueError, match=rf"found '{name}' in {{'text': 'a'.*}} to predict; allowed: the texts text"):
+        task.records([item], pieces)
+    assert len(task.encode([{"next": "b", "label": 0} | item], pieces)) == 1, "in an example to learn, it is no fault"
+
+
+@pytest.mark.parametrize(
+    ("task", "item"),
+    [
+        (Classification(labels=("x", "y"), length=16), "a b"),
+        (Regression(length=16), "a b"),
+        (MultipleChoice(length=16), ("a", ["b", "c"])),
+        (Tagging(labels=("O", "X"), length=16, overlap=4), ["a", "b"]),
+        (SpanQA(length=16, stride=2, max_question_tokens=4), ("a", "b")),
+        (MaskedLM(length=16), "a [MASK]"),
+    ],
+)
+def test_logits_that_are_no_numbers_say_nothing(task, item, pieces):
+    model = CONFIG.build(task.heads)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    assert len(task.predict(model, params, pieces, [item])) == 1
+    params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+    with pytest.raises(ValueError, match="the model's logits are nan for .*[ab].*; allowed: finite numbers"):
+        task.predict(model, params, pieces, [item])
+
+
+def test_chances_are_a_softmax():
+    logits = np.float32([1.0, -np.inf, 1000.0, 999.0])
+    np.testing.assert_allclose(chances(logits, "a"), jax.nn.softmax(logits), rtol=1e-6)
+    for bad in (np.inf, -np.inf, np.nan):
+        with pytest.raises(ValueError, match=f"the model's logits are {bad} for 'a'; allowed: finite numbers"):
+            chances([bad, -np.inf], "a")
+
+
+@pytest.mark.parametrize("task", [Classification, Tagging])
+def test_labels_differ(task):
+    with pytest.raises(ValueError, match=r"task.labels=\('x', 'x', 'y'\); allowed: names that differ"):
+        task(labels=("x", "x", "y"))
 
 
 def test_regression_learns_the_square_of_the_error(pieces):

@@ -309,6 +309,13 @@ def test_a_body_that_sees_the_words_cannot_learn_to_say_them(task):
         task.check(model)
 
 
+def test_a_set_without_labels_gives_nothing_to_learn(letters, tmp_path):
+    """As GLUE's test parts have them."""
+    task = Classification(labels=("x", "y"))
+    with pytest.raises(ValueError, match=r"no tokens in its 3 examples, or none that has a label \(-1: unlabelled\)"):
+        batch_of(task, [{"text": "ab", "label": -1}] * 3, letters, tmp_path, 2)
+
+
 @pytest.mark.parametrize("value", [-0.5, float("nan")])
 def test_fields_that_cannot_be_meant(value):
     with pytest.raises(ValueError, match=r"task.auxiliary=.*; allowed: 0 and more"):

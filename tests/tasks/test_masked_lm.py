@@ -212,6 +212,13 @@ def test_a_vocabulary_tells_special_tokens_and_beginnings_of_words(pieces):
     known = vocabulary(Tokenizer(backend))
     assert known.special.tolist() == [True] * 5 + [False] * 3
     assert known.begins_word.tolist()[5:] == [False, True, True]
+    backend = Backend(
+        models.Unigram([("<unk>", 0.0), *((t, -1.0) for t in ("\u2581a", "\u2581", "b", "ab", "<mask>"))], 0)
+    )
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    found = backend.encode("ab bab abb")
+    begins = np.diff(found.word_ids, prepend=-1) > 0
+    assert vocabulary(Tokenizer(backend)).begins_word[found.ids].tolist() == begins.tolist() and not begins.all()
 
 
 @pytest.mark.parametrize("next_sentence", [True, False])
@@ -287,6 +294,19 @@ def test_what_is_shown(pieces, learned):
 
 
 class TestBadInput:
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"length": -3}, "task.length=-3; allowed: 3 and more"),
+            ({"top": 0}, "task.top=0; allowed: 1 and more"),
+            ({"mask_rate": 1.0}, "task.mask_rate=1.0; allowed: 0 < mask_rate < 1"),
+            ({"short_rate": 7.0}, "task.short_rate=7.0; allowed: 0 to 1"),
+        ],
+    )
+    def test_fields_that_cannot_be_meant(self, fields, message):
+        with pytest.raises(ValueError, match=message):
+            MaskedLM(**fields)
+
     def test_no_mask_in_the_vocabulary(self, make_cache):
         tokenizer = build(Characters(), ["ab"])
         with pytest.raises(ValueError, match=r"the tokenizer has no \[MASK\] or <mask>; allowed: WordPiece"):

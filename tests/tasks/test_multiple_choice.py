@@ -172,6 +172,8 @@ def test_unlabelled_examples_are_left_out(pieces):
         ({"label": "1"}, "context 'a b': label='1'; allowed: -1 … 2"),
         ({"label": 0.5}, "context 'a b': label=0.5; allowed: -1 … 2"),
         ({"label": None}, "context 'a b': label=None; allowed: -1 … 2"),
+        ({"choices": "yes"}, "task.choices='choices' is 'yes' in an example; allowed: a list"),
+        ({"choices": b"yes"}, "task.choices='choices' is b'yes' in an example; allowed: a list"),
         ({"choices": ["c", None, "d"]}, "found None among the choices; allowed: texts"),
         ({"choices": [], "label": -1}, "context 'a b': no choices; allowed: 1 and more"),
         ({"choices": list("abcde")}, "context 'a b': 5 choices; allowed: at most task.n_choices=4"),
@@ -182,7 +184,12 @@ def test_examples_that_cannot_be_learned(pieces, change, message):
         TASK.encode([EXAMPLES[1], EXAMPLES[0] | change], pieces)
 
 
-@pytest.mark.parametrize("item", ["a", ("a",), ("a", "b"), ("a", "b", ["c"]), None, 5])
+def test_a_text_is_no_list_of_choices(pieces):
+    with pytest.raises(ValueError, match="task.choices='choices' is 'yes' in an example; allowed: a list"):
+        TASK.predict(CONFIG.build(TASK.heads), {}, pieces, [{"context": "a", "choices": "yes"}])
+
+
+@pytest.mark.parametrize("item", ["a", ("a",), ("a", "b"), ("a", "b", ["c"]), ("a", b"b"), ("a", 5), None, 5])
 def test_items_that_are_no_choice(pieces, item):
     with pytest.raises(ValueError, match="to predict; allowed: context and a list of choices, or by name"):
         TASK.predict(CONFIG.build(TASK.heads), {}, pieces, [item])

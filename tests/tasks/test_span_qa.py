@@ -138,7 +138,7 @@ def test_accents_stay_on_their_letters():
 
 
 def test_the_loss_is_the_mean_of_both_ends(pieces, params, tmp_path):
-    """By the formula, over all positions, as transformers' BertForQuestionAnswering has it."""
+    """By the formula, over each row's real positions; transformers' BertForQuestionAnswering counts padding in."""
     model, encode = CONFIG.build(TASK.heads), functools.partial(TASK.encode, tokenizer=pieces)
     examples = [example("a b c d", "b c"), example(" ".join(LETTERS), "y")]
     records = encode(examples)
@@ -150,13 +150,17 @@ def test_the_loss_is_the_mean_of_both_ends(pieces, params, tmp_path):
     for row, record in enumerate(records):
         hits = []
         for side in SIDES:
-            logits, place = np.asarray(out[f"{side}_logits"][row], np.float64), record[f"{side}_positions"].item()
+            logits, place = np.float64(out[f"{side}_logits"][row]), record[f"{side}_positions"].item()
+            logits = logits[: len(record["input_ids"])]
             expected += (np.log(np.exp(logits).sum()) - logits[place]) / 2
             hits.append(logits.argmax() == place)
         right += all(hits)
     sums = jax.jit(lambda batch: measure(model, TASK, params, batch, None))(batch)
     np.testing.assert_allclose(sums["loss"], (expected, 4), rtol=1e-5)
     np.testing.assert_allclose(sums["accuracy"], (right, 4))
+    padded = {name: np.pad(x, ((0, 0), (0, 8))) if x.ndim > 1 else x for name, x in batch.items()}
+    longer = jax.jit(lambda batch: measure(model, TASK, params, batch, None))(padded)
+    np.testing.assert_allclose(longer["loss"], sums["loss"], rtol=1e-5)
 
 
 def test_the_best_spans_are_those_of_an_enumeration(pieces, params):
@@ -290,6 +294,8 @@ def test_a_long_text_is_read_in_windows(pieces):
         ({"answers": {"text": ["c"], "answer_start": [-1]}}, r"the answer 'c' is not at -1 of the context"),
         ({"answers": {"text": ["c"], "answer_start": []}}, "1 answers at 0 places; allowed: one each"),
         ({"answers": {"text": [], "answer_start": []}}, "question 'q': no answer; allowed with task.no_answer=True"),
+        ({"answers": {"text": "c", "answer_start": 4}}, "question 'q': answers={'text': 'c', 'answer_start': 4}; allo"),
+        ({"answers": ["c"]}, r"question 'q': answers=\['c'\]; allowed: {'text': \[…\], 'answer_start': \[…\]}"),
         ({"answers": None}, "task.answers='answers' is no feature of the data; allowed: context, question"),
     ],
 )
@@ -325,7 +331,7 @@ def test_a_stride_that_goes_nowhere(pieces):
 
 
 def test_logits_that_are_no_numbers(pieces):
-    with pytest.raises(ValueError, match="no answer in 'a b' has a score: the model's logits are NaN"):
+    with pytest.raises(ValueError, match="the model's logits are nan for 'a b'; allowed: finite numbers"):
         TASK.predict(says(pieces, {"a": float("nan")}, {}), {}, pieces, [("q", "a b")])
 
 

@@ -157,6 +157,11 @@ def test_what_cannot_be_is_named(tokenizer):
             task.encode([{"tokens": ["a"], "tags": [tag]}], tokenizer)
     with pytest.raises(ValueError, match=r"task.tokens='tokens' is no feature of the data; allowed: words"):
         task.encode([{"words": ["a"]}], tokenizer)
+    for words in ("ab", b"ab"):
+        with pytest.raises(ValueError, match=rf"task.tokens='tokens' is {words!r} in an example; allowed: a list"):
+            task.encode([{"tokens": words, "tags": [0, 1]}], tokenizer)
+    with pytest.raises(ValueError, match="task.tags='tags' is 'OX' in an example; allowed: a list"):
+        Tagging(labels=("O", "X")).encode([{"tokens": ["a", "b"], "tags": "OX"}], tokenizer)
     with pytest.raises(ValueError, match=r"task.overlap=126; allowed: 0 to 125, with length 128"):
         Tagging(labels=BIO, overlap=126)
     assert task.encode([{"tokens": [], "tags": []}], tokenizer) == []
