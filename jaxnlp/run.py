@@ -21,7 +21,7 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import explained
 from jaxnlp.interop import huggingface
 from jaxnlp.models.checked import checked
-from jaxnlp.models.heads import LanguageModel, speaks
+from jaxnlp.models.heads import LanguageModel, shapes, speaks
 from jaxnlp.tasks import generation, words
 from jaxnlp.tasks.task import Points, sown
 from jaxnlp.training import loop, parallel, pretrained
@@ -99,13 +99,13 @@ class Run:
         """ValueError of a task whose heads have other parameters than the run's."""
         if task is self.task or not set(map(type, task.heads)) - {LanguageModel}:
             return
-        init, shapes = self.config.build(task.heads).init, functools.partial(jax.tree.map, jnp.shape)
-        wants = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]["heads"]
-        has, wants = (flatten_dict(shapes(heads), sep="/") for heads in (self.params.get("heads", {}), wants))
-        for path, shape in wants.items():
-            if has.get(path) != shape:
-                found = has.get(path) or ", ".join({path.partition("/")[0]: 0 for path in has}) or "no head"
-                message = f"the task {type(task).__name__}, whose {path} has shape {shape}, of a run with {found}"
+        has = {f"heads/{path}": x.shape for path, x in flatten_dict(self.params.get("heads", {}), sep="/").items()}
+        for path, wanted in shapes(self.config, task.heads).items():
+            if path.startswith("heads/") and has.get(path) != wanted.shape:
+                found = has.get(path) or ", ".join({path.split("/")[1]: 0 for path in has}) or "no head"
+                message = (
+                    f"the task {type(task).__name__}, whose {path} has shape {wanted.shape}, of a run with {found}"
+                )
                 raise ValueError(f"{message}; allowed: a task of what it learned")
 
     def _check_speaks(self, what: str) -> None:

@@ -56,7 +56,7 @@ class Ours:
 
         config, self.tokenizer = pretrained.base(experiment.init)
         if dropout is not None:
-            config = dataclasses.replace(config, dropout=dropout, attention_dropout=dropout)
+            config = dataclasses.replace(config, dropout=dropout, attention_dropout=dropout, head_dropout=None)
         self.experiment = experiment = dataclasses.replace(experiment, model=config)
         batches, _ = loop.batches_for(experiment, self.tokenizer, data_dir)
         rows = slice(None)

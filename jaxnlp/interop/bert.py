@@ -217,9 +217,12 @@ class Dialect:
         return types
 
     def _same(self, types: tuple[type, ...]) -> Mapping[str, str]:
-        """Settings and fields of a class; DistilBERT's dropout before a head is of two classes alone."""
-        own = {"seq_classif_dropout": "head_dropout"} if set(types) & set(self.poolers) else {}
-        return {**self.same, **(own if self.kind == "distilbert" else {"classifier_dropout": "head_dropout"})}
+        """Settings and fields of a class; not each class has a dropout of its own before the head."""
+        if self.kind == "distilbert":
+            own = "seq_classif_dropout" if set(types) & set(self.poolers) else None
+        else:
+            own = None if self.kind == "roberta" and heads.Choice in types else "classifier_dropout"
+        return {**self.same, **({own: "head_dropout"} if own else {})}
 
     def _check_activation(self, types: tuple[type, ...], activation: str) -> None:
         """RoBERTa's masked language model has this one before its words, whatever the body has."""

@@ -34,11 +34,13 @@ from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.files import is_remote
 from jaxnlp.interop import bert, gpt, marian, sentences
 from jaxnlp.interop.tables import Row, as_json
-from jaxnlp.models.heads import LanguageModel
+from jaxnlp.models.heads import LanguageModel, shapes
 from jaxnlp.nn.blocks import unstack_layers
 from jaxnlp.tasks.embedding import Embedding
-from jaxnlp.tasks.inputs import template
+from jaxnlp.tasks.inputs import Template, template
 from jaxnlp.tasks.labelled import Texts
+from jaxnlp.tasks.masked_lm import MaskedLM
+from jaxnlp.tasks.tagging import Tagging
 
 FAMILIES = {**bert.DIALECTS, **gpt.DIALECTS, "marian": marian}  # by the model_type of config.json
 OF_TASK = (  # a later one's count
@@ -46,7 +48,10 @@ OF_TASK = (  # a later one's count
     *("sentence_bert_config.json", "1_Pooling/config.json"),  # of sentence-transformers
 )
 FILES = ("*.json", "*.safetensors", "*.txt", "*.spm", "*.bpe")  # of a directory
-INDEX = "model.safetensors.index.json"
+OWN_ENDS = (  # classes that put special tokens round texts themselves, whatever tokenizer.json says; None: the model's
+    None,
+    *(f"{name}Tokenizer{fast}" for name in ("Bert", "DistilBert", "Roberta", "XLMRoberta") for fast in ("", "Fast")),
+)
 AS_WRITTEN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that read tokenizer.json alone
 LETTERS = {  # settings of tokenizer_config.json, and the fields of tokenizer.json that say the same
     "do_lower_case": "lowercase",
@@ -136,12 +141,17 @@ class Directory:
         return tokenizer
 
     def _check_letters(self, tokenizer: Tokenizer) -> None:
-        """DirectoryError where tokenizer_config.json, which most classes of transformers follow, says otherwise."""
+        """DirectoryError where tokenizer_config.json, which most classes of transformers follow, says otherwise.
+
+        What it leaves to a class, and normalizers that are sequences, are not compared.
+        """
         said, file = self._json("tokenizer_config.json"), json.loads(tokenizer.to_json())
         if said.get("tokenizer_class") in AS_WRITTEN:
             return
         has = (file.get("normalizer") or {}) | (file.get("pre_tokenizer") or {})
         for name, field in LETTERS.items():
+            if not self.family.ENDS and field != "add_prefix_space":  # GPT-1's class has small letters alone
+                continue
             found = has["lowercase"] if field == "strip_accents" and has.get(field, "") is None else has.get(field)
             if found is not None and said.get(name) not in (None, found):
                 message = f"{name}={said[name]}; allowed: {found}, as tokenizer.json has it"
@@ -152,15 +162,30 @@ class Directory:
 
         DirectoryError for a way of either that is not known here.
         """
-        if isinstance(self.task, Texts) or getattr(self.family, "ENDS", False):
-            with self._reading("tokenizer.json"):
-                template(tokenizer)
         if isinstance(self.task, Embedding):
             with self._reading("modules.json or 1_Pooling"):
                 return sentences.task_of(self.of_task, self._json("modules.json", list), self.task.length)
-        if not isinstance(self.task, Texts) or self.family.ENDS:
+        by_class = self.family.ENDS and self._json("tokenizer_config.json").get("tokenizer_class") in OWN_ENDS
+        if by_class or self.family is marian or not (self.family.ENDS or isinstance(self.task, Texts)):
             return self.task
-        return dataclasses.replace(self.task, ends=_ends(tokenizer) != ([], []))
+        form, found, none = template(tokenizer), _ends(tokenizer), ([], [])
+        if found not in (none, own := (list(form.start), list(form.end))):
+            message = f"puts the tokens {found} before and after a text; allowed: none, or {own}"
+            raise DirectoryError(f"{self.path}/tokenizer.json {message}")
+        if not self.family.ENDS:
+            return dataclasses.replace(self.task, ends=found != none)
+        if not isinstance(self.task, MaskedLM | Tagging):
+            self._check_pair(tokenizer, form)
+        return self.task
+
+    def _check_pair(self, tokenizer: Tokenizer, form: Template) -> None:
+        """DirectoryError where tokenizer.json has a form of a pair, and that is another."""
+        a, pair = tokenizer.encode("a"), tokenizer.backend.encode("a", "a")
+        own = {name: x.tolist() for name, x in form.join(a, a).items()}
+        ids, kinds = own["input_ids"], own.get("token_type_ids", [0] * len(own["input_ids"]))
+        if pair.ids not in (a + a, ids) or (pair.ids == ids and self.config.n_segments > 1 and pair.type_ids != kinds):
+            found = f"{pair.ids}, of types {pair.type_ids}; allowed: {ids}, of {kinds}"
+            raise DirectoryError(f"{self.path}/tokenizer.json reads the pair a, a as {found}")
 
     def params(
         self,
@@ -172,13 +197,13 @@ class Directory:
         DirectoryError, which lists them all, for tensors that are missing, of another shape or not known.
         """
         config = dataclasses.replace(self.config, scan=False)
-        shapes = _shapes(config, self.task.heads)
+        by_path = shapes(config, self.task.heads)
         rows, words = self.family.rows(config, self.task.heads), _words(config)
         with self._tensors() as tensors:
-            where = self._checked(config, rows, shapes, tensors)
+            where = self._checked(config, rows, by_path, tensors)
             found = {}
             for row in rows:
-                shape = shapes[row.ours].shape
+                shape = by_path[row.ours].shape
                 parts = [tensors.read(where[name]).astype(dtype, copy=False) for name in row.names]
                 found[row.ours] = place(row.ours, row.to_ours(parts, shape, words(row)))
         return unflatten_dict(found, sep="/")
@@ -343,9 +368,8 @@ class _Tensors:
     """The tensors of all *.safetensors of a directory, read when asked for."""
 
     def __init__(self, path: pathlib.Path, architecture: str, on_hub: str | None = None):
-        index = self._index(path)
-        files = sorted({path / file for file in index.values()}) or [path / "model.safetensors"]
-        if not files[0].is_file():
+        files = self._files(path)
+        if not files:
             raise DirectoryError(_without_tensors(path, architecture, on_hub))
         self.path, self.open, self.file_of = path, {}, {}
         for file in files:
@@ -355,25 +379,20 @@ class _Tensors:
                 self.__exit__()
                 raise DirectoryError(f"{file}: cannot be read, perhaps cut off or damaged: {error}") from error
             self.file_of |= dict.fromkeys(opened.keys(), file)
-        if lost := sorted(index.keys() - self.file_of.keys()):
-            self.__exit__()
-            raise DirectoryError(f"{path}/{INDEX} names the tensors {', '.join(lost)}, which its files have not")
         self.shapes = {name: tuple(self._of(name).get_slice(name).get_shape()) for name in self.file_of}
 
     @staticmethod
-    def _index(path: pathlib.Path) -> dict[str, str]:
-        """The file of each tensor, where they lie in several."""
-        if not (path / INDEX).is_file():
-            return {}
+    def _files(path: pathlib.Path) -> list[pathlib.Path]:
+        index = path / "model.safetensors.index.json"
+        if not index.is_file():
+            return [path / "model.safetensors"] if (path / "model.safetensors").is_file() else []
         try:
-            found = {
-                name: os.fspath(file) for name, file in json.loads((path / INDEX).read_text())["weight_map"].items()
-            }
+            names = sorted(map(os.fspath, set(json.loads(index.read_text())["weight_map"].values())))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DirectoryError(f"{path}/{INDEX}: no index of tensors: {error!r}") from error
-        if absent := sorted(file for file in set(found.values()) if not (path / file).is_file()):
-            raise DirectoryError(f"{path}/{INDEX} names {', '.join(absent)}, not there; allowed: all of its files")
-        return found
+            raise DirectoryError(f"{index}: no index of tensors: {error!r}") from error
+        if absent := [name for name in names if not (path / name).is_file()]:
+            raise DirectoryError(f"{index} names {', '.join(absent)}, not there; allowed: all of its files")
+        return [path / name for name in names]
 
     def _of(self, name: str) -> Any:
         return self.open[self.file_of[name]]
@@ -413,13 +432,6 @@ def _listed(on_hub: str | None) -> list[str]:
     with contextlib.suppress(OSError):
         return huggingface_hub.list_repo_files(on_hub)
     return []
-
-
-@functools.cache
-def _shapes(config: Any, heads: tuple[Any, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-    init = config.build(heads).init
-    params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return flatten_dict(params, sep="/")
 
 
 def _words(config: Any) -> Callable[[Row], int]:

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import einops
 import numpy as np
@@ -46,7 +46,7 @@ def fields(
         if theirs not in settings:
             raise ValueError(f"{theirs} is absent")
         allowed = types[ours]
-        if not isinstance(settings[theirs], int | float if allowed is float else allowed):
+        if not isinstance(settings[theirs], int | allowed if float in (allowed, *get_args(allowed)) else allowed):
             raise ValueError(f"{theirs}={settings[theirs]!r}; allowed: {getattr(allowed, '__name__', allowed)}")
         if made.setdefault(ours, settings[theirs]) != settings[theirs]:
             other = next(name for name, field in same.items() if field == ours)

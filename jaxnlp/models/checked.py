@@ -38,9 +38,12 @@ def checked(model: nn.Module, inputs: Mapping[str, Any], outputs: Sequence[str])
         if (x := inputs.get(name)) is not None and x.shape not in (shape, (1, *shape[1:])):
             raise ValueError(f"{name} has shape {x.shape}; allowed: {shape}, as input_ids, or one row for all")
         inputs |= {} if x is None else {name: jnp.broadcast_to(x, shape)}
-    places = inputs.get("position_ids")
-    if places is not None and places.shape not in (shape, (1, *shape[1:]), (1, shape[-1])):
-        raise ValueError(f"position_ids has shape {places.shape}; allowed: {shape}, as input_ids, or one row for all")
+    if (places := inputs.get("position_ids")) is not None:
+        if places.shape not in (shape, (1, *shape[1:]), (1, shape[-1]), shape[-1:]):
+            raise ValueError(
+                f"position_ids has shape {places.shape}; allowed: {shape}, as input_ids, or one row for all"
+            )
+        inputs["position_ids"] = jnp.broadcast_to(places, shape)
     for name, size in IDS.items():
         if inputs.get(name) is None:
             continue

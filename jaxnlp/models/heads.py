@@ -6,11 +6,14 @@ Letters: B batch, C choices, T length, M masked positions, D width, V vocabulary
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Int
 
 from jaxnlp.nn.blocks import ACTIVATIONS, LayerNorm, multiply
@@ -188,6 +191,14 @@ class _Words(nn.Module):
 
 
 Head = Classification | Choice | Tagging | Span | NextSentence | MaskedLM | LanguageModel
+
+
+@functools.cache
+def shapes(config: Any, heads: tuple[Head, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of the parameters of a configuration's model with those heads, by path."""
+    init = config.build(heads).init
+    params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return flatten_dict(params, sep="/")
 
 
 def speaks(heads: tuple[Head, ...]) -> bool:

@@ -73,39 +73,16 @@ BARE = Template((), (), (), segments=False)  # nothing round a text: what transf
 
 
 def template(tokenizer: Tokenizer) -> Template:
-    """As tokenizer.json has it, which transformers reads too; where that says nothing, as the table above.
-
-    ValueError for some of MARKS alone, and for a tokenizer.json that ends one text and a pair in different ways.
-    """
     marks = {tokenizer.token(id): (id,) for id in tokenizer.special_ids}
     if lacking := [name for name in MARKS if name not in marks]:
         if len(lacking) < len(MARKS):
             raise ValueError(f"the tokenizer has no {', '.join(lacking)}; allowed: {', '.join(MARKS)}, or none of them")
     else:
         return Template(*(marks[name] for name in MARKS), segments=False)
-    if (written := _written(tokenizer)) is not None:
-        return written
     end = (tokenizer.eos_id,)
     begins = tokenizer.token(tokenizer.bos_id) in ("[CLS]", "<s>")
     between = end * 2 if tokenizer.token(tokenizer.bos_id) == "<s>" else end
     return Template((tokenizer.bos_id,) if begins else (), between, end, tokenizer.token(end[0]) == "[SEP]")
-
-
-def _written(tokenizer: Tokenizer) -> Template | None:
-    """What tokenizer.json puts round texts, if it does."""
-    if getattr(tokenizer.backend, "post_processor", None) is None:
-        return None
-    one, two = tokenizer.backend.encode("a"), tokenizer.backend.encode("a", "a")
-    first, second = ([i for i, whose in enumerate(two.sequence_ids) if whose == n] for n in (0, 1))
-    if not first or not second:
-        return None
-    places = slice(first[0]), slice(first[-1] + 1, second[0]), slice(second[-1] + 1, None)
-    start, between, end = (tuple(two.ids[place]) for place in places)
-    kinds = [int(i >= second[0]) for i in range(len(two.ids))]
-    if one.ids != two.ids[: first[-1] + 1] + list(end) or two.type_ids not in (kinds, [0] * len(kinds)):
-        found = f"one text as {one.tokens}, and a pair as {two.tokens} of types {two.type_ids}"
-        raise ValueError(f"the tokenizer reads {found}; allowed: the same begin and end, and types that tell the texts")
-    return Template(start, between, end, two.type_ids == kinds) if start or between or end else None
 
 
 def fitted(items: Sequence[Sequence[Tokens]], form: Template, length: int, *, quiet: bool = False) -> list[Record]:

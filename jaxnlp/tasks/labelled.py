@@ -30,7 +30,7 @@ from jaxnlp.tasks.inputs import BARE, by_length, fitted, outputs, parts, read, s
 from jaxnlp.tasks.task import Apply, Batch, Record, Sums, require
 
 SECOND = ("text_pair", "pair")  # what a second text to predict may be called whatever the task calls it
-LIKE_SECOND = (*SECOND, "text2", "sentence2", "question2", "hypothesis")  # as in GLUE: not passed over in silence
+LIKE_SECOND = (*SECOND, "text2", "sentence2", "question2", "hypothesis")  # not passed over in silence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ class Texts(Labelled):
         if not isinstance(item, Mapping):
             two = self.pair is None and isinstance(item, list | tuple) and len(item) == 2
             return (*names, "a second") if two else names
-        given = [name for name in SECOND if name not in names and item.get(name) is not None]
+        given = [name for name in SECOND if name not in names and isinstance(item.get(name), str)]
         if given and (self.pair is None or item.get(self.pair) is None):
             names = (self.text, given[0])
         if unread := [name for name in LIKE_SECOND if name not in names and isinstance(item.get(name), str)]:

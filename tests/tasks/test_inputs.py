@@ -70,40 +70,6 @@ def test_pairs_are_joined_and_cut_as_the_library_does_it(pieces, kind):
                 assert single["input_ids"].tolist() == backend.encode(a).ids
 
 
-PAIRS = {  # what tokenizer.json says of one text and of two: single, pair, kinds of the pair
-    "of HerBERT": ("<s> $A </s>", "<s> $A </s> $B:1 </s>:1", True),
-    "without a kind": ("<s> $A </s>", "<s> $A </s> $B </s>", False),
-    "only between": ("$A", "$A </s> $B", False),
-}
-
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_special_tokens_are_those_of_the_tokenizers_own_file(name):
-    single, pair, kinds = PAIRS[name]
-    tokenizer = roberta()
-    tokenizer.backend.post_processor = processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    form, a, b = template(tokenizer), tokenizer.encode("a b"), tokenizer.encode("c")
-    theirs, found = tokenizer.backend.encode("a b", "c"), form.join(a, b)
-    assert form.join(a)["input_ids"].tolist() == tokenizer.backend.encode("a b").ids
-    assert found["input_ids"].tolist() == theirs.ids
-    assert ("token_type_ids" in found) == kinds
-    assert not kinds or found["token_type_ids"].tolist() == theirs.type_ids
-
-
-@pytest.mark.parametrize(
-    ("single", "pair"), [("$A </s>", "$A </s> $B"), ("<s> $A", "$A $B:1"), ("<s> $A", "<s>:1 $A </s>:1 $B:1")]
-)
-def test_special_tokens_that_fit_no_form_are_named(single, pair):
-    tokenizer = roberta()
-    tokenizer.backend.post_processor = processors.TemplateProcessing(
-        single=single, pair=pair, special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    with pytest.raises(ValueError, match="the tokenizer reads one text as .*; allowed: the same begin and end"):
-        template(tokenizer)
-
-
 def test_a_text_of_gpt_ends_with_its_end_and_a_pair_is_parted_by_it():
     form = template(build(Characters(), ["ab"]))
     assert form.join([2], [3])["input_ids"].tolist() == [2, 0, 3, 0]
