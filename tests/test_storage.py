@@ -259,6 +259,7 @@ def test_of_two_that_take_a_free_lease_one_gets_it():
     first.give_up()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_a_store_that_goes_away_harms_nothing(here, store):
     """The error says so, and the same command goes on from what was saved."""

@@ -241,6 +241,7 @@ def test_it_translates_and_never_writes_padding(directory):
         jaxnlp.evaluate(run)
 
 
+@pytest.mark.slow
 def test_it_is_fine_tuned(directory, tmp_path):
     rows = [{"source": x, "target": y} for x, y in zip(TEXTS, OTHERS, strict=True)]
     experiment = Experiment(

@@ -30,7 +30,7 @@ def interrupted(undisturbed, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("form", ["jit", "data=2,fsdp=4"])
+@pytest.mark.parametrize("form", ["jit", pytest.param("data=2,fsdp=4", marks=pytest.mark.slow)])
 def test_on_another_mesh(form, interrupted, undisturbed, train_here, assert_same_run):
     assert_same_run(train_here(interrupted, form), undisturbed, 1e-5)
 

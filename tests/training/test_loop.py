@@ -146,6 +146,7 @@ def test_a_ramp_is_the_same_on_a_mesh(tmp_path, assert_same_run):
     assert_same_run(tmp_path / "data=4,fsdp=2", tmp_path / "jit")
 
 
+@pytest.mark.slow
 def test_a_ramp_is_the_same_after_an_interruption(tmp_path, monkeypatch):
     undisturbed = jaxnlp.train(RAMPED, tmp_path / "jit")
     with monkeypatch.context() as patched:

@@ -188,7 +188,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(adapting, adapted, tmp_pat
     jax.tree.map(np.testing.assert_array_equal, jaxnlp.train(adapting, tmp_path).params, adapted[1].params)
 
 
-@pytest.mark.parametrize("form", ["data=2,fsdp=2,tensor=2", pytest.param("pmap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["data=2,fsdp=2,tensor=2", "pmap"])
+@pytest.mark.slow
 def test_meshes_and_pmap_agree_with_plain_jit(form, adapting, tmp_path, assert_same_run):
     plain = dataclasses.replace(TINY, dropout=0.0, attention_dropout=0.0)
     one = dataclasses.replace(adapting, model=plain, optim=Optim(lr=1e-3), steps=3)

@@ -113,7 +113,7 @@ def orthogonal(matrix):
     return x
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_muon(scan, params):
     keys = iter(jax.random.split(jax.random.key(0), 99))
     gradient = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape), params)
@@ -190,7 +190,7 @@ def test_lamb_moves_what_is_zero():
     assert not update["layer"]["kernel"].any()
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("scan", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_layer_decay(scan, params):
     """Half the rate for each layer below the top: heads 1, blocks 1/2, 1/4, 1/8, embeddings 1/16."""
     params = stack_layers(params) if scan else params
