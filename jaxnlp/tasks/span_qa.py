@@ -70,7 +70,7 @@ class SpanQA:
     n_best: int = 20
     no_answer: bool = False  # whether a question may have none, as in SQuAD 2.0
     null_threshold: float = 0.0  # higher: more questions are answered
-    buckets: tuple[int, ...] | None = None  # padded lengths, so that short contexts cost less
+    buckets: tuple[int, ...] | None = None  # lengths that rows are padded to; None: `length` alone
     n_shown: int = 8  # answers in the report
 
     def __post_init__(self):
@@ -175,7 +175,7 @@ class SpanQA:
             max_length=self.length,
             pad_id=tokenizer.pad_id,
             seed=seed,
-            buckets=self.buckets,
+            buckets=self.buckets or (self.length,),
         )
 
     def shapes(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
