@@ -120,11 +120,8 @@ class Theirs:
             return torch.nn.functional.cross_entropy(logits, labels.reshape(-1).long(), reduction="none")
 
         if self.kind == "QuestionAnswering":
-            padding = one["attention_mask"] == 0  # which transformers' own loss would count in
-            losses = sum(
-                entropy(out[f"{end}_logits"].masked_fill(padding, -1e30), one[f"{end}_positions"]) / 2
-                for end in ("start", "end")
-            )
+            ends = (entropy(out[f"{end}_logits"], one[f"{end}_positions"]) for end in ("start", "end"))
+            losses = sum(ends) / 2
         elif torch.is_floating_point(one["labels"]):
             losses = torch.square(out.logits[:, 0] - one["labels"])
         else:

@@ -31,7 +31,6 @@ PARTS = 2  # widths of such batches from a power of two to the next: a program e
 Tokens = Sequence[int] | np.ndarray
 MARKS = ("_start_", "_delimiter_", "_classify_")  # start, delimiter and extract: names of the authors' code
 READ = ("input_ids", "attention_mask", "token_type_ids")  # what of a batch the model reads
-ABSENT = float(np.finfo(np.float32).min)  # a logit that is as good as -inf, and no NaN where all are absent
 
 
 class Template(NamedTuple):

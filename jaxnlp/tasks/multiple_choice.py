@@ -22,9 +22,11 @@ from flax import linen as nn
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import hits
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import ABSENT, chances, fitted, listed, several, stacked, template
+from jaxnlp.tasks.inputs import chances, fitted, listed, several, stacked, template
 from jaxnlp.tasks.labelled import Labelled
 from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, number, require, whole
+
+ABSENT = float(np.finfo(np.float32).min)  # a choice's logit that is as good as -inf, and no NaN where all are absent
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,13 @@
 """Answers that are spans of a context: where one starts and where it ends (Devlin et al., 2019, sections 4.2 and 4.3).
 
     row    [CLS] question [SEP] window of the context [SEP]
-    loss = - (log p_start(s) + log p_end(e)) / 2           means over rows; p is a softmax over a row's real tokens
+    loss = - (log p_start(s) + log p_end(e)) / 2           means over rows; p is a softmax over all positions of a row
 
 A long context has several windows, each of which begins with the last `stride` tokens of the one before. In a row that
 does not hold the whole answer, s and e are the position of [CLS], or where a tokenizer has no such token, of the row's
-end. Differs from BERT and transformers' BertForQuestionAnswering, whose softmax counts padding in: there a row's loss
-depends on the length that it is padded to.
+end. As in BERT and transformers' BertForQuestionAnswering nothing is masked in the softmax, not even padding: rows are
+therefore all of one length, unless `buckets` says otherwise. The logits of padding itself are not theirs, as a padded
+query attends to nothing here, and to the row's tokens there.
 
     score of a span = start logit + end logit            s <= e < s + max_answer_tokens, both tokens of the context
 
@@ -39,7 +40,7 @@ from jaxnlp.data.cache import Cache
 from jaxnlp.data.tokenizers import Tokenizer
 from jaxnlp.losses import cross_entropy
 from jaxnlp.models import heads
-from jaxnlp.tasks.inputs import ABSENT, by_length, chances, finite, listed, parts, read, template
+from jaxnlp.tasks.inputs import by_length, chances, finite, listed, parts, read, template
 from jaxnlp.tasks.task import Apply, Batch, Record, Samples, Sums, Table, require, whole
 
 ITEMS = 256  # questions whose windows are in memory at a time
@@ -188,8 +189,7 @@ class SpanQA:
         out = apply(**read(batch))
         total, right = jnp.zeros(()), batch["weights"]
         for side in ("start", "end"):
-            logits = jnp.where(batch["attention_mask"] == 1, out[f"{side}_logits"], ABSENT)
-            places = batch[f"{side}_positions"]
+            logits, places = out[f"{side}_logits"], batch[f"{side}_positions"]
             loss, weight = cross_entropy(logits, places, batch["weights"])
             total, right = total + loss / 2, right * (logits.argmax(-1) == places)
         return {"loss": (total, weight), "accuracy": (right.sum(), weight)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 import jaxnlp
 from jaxnlp.interop.bert import DIALECTS
@@ -145,8 +145,6 @@ def test_a_body_of_one_kind_of_segments_is_given_none(n_segments, tmp_path):
 
 
 def test_settings_of_letters_that_differ_are_named(tmp_path):
-    from tokenizers import normalizers
-
     backend = tokenizer_of("[CLS]", "[SEP]")
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     for i, said in enumerate(({"do_lower_case": True, "strip_accents": None}, {"strip_accents": True})):
